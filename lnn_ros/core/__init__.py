@@ -1,0 +1,53 @@
+"""The run-time engine: one policy, its cached state, and its held inputs; neither torch nor ROS."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnn_ros.policy import Policy
+
+
+class Engine(Protocol):
+    """Runs one policy. Inputs are held from one call to the next, and so is the state.
+
+    The state and the outputs are equal to the torch network's (`liquid.policy_network`) to 1e-5.
+    """
+
+    state: NDArray[np.float32]
+    """(units,) the cached hidden state; a view that `advance` and `reset` change."""
+
+    def reset(self) -> None:
+        """Set the state to zero and forget nothing else: held inputs stay."""
+
+    def hold_image(self, pixels: NDArray[np.float32]) -> None:
+        """Encode and hold a frame (channels, height, width), normalised as in the contract."""
+
+    def hold_image_age(self, age: float) -> None:
+        """Hold the age, in seconds, of the frame that is held."""
+
+    def hold_imu(self, values: NDArray[np.float32]) -> None:
+        """Hold the scaled numbers of an IMU sample (fields,)."""
+
+    def advance(self, dt: float) -> None:
+        """Integrate the state over `dt` seconds under the held inputs.
+
+        Raises:
+            ValueError: when `dt` is not finite or not greater than 0.
+        """
+
+    def command(self) -> NDArray[np.float32]:
+        """Read the command (outputs,) in the outputs' units; the next call overwrites it."""
+
+
+def open_engine(policy: Policy) -> Engine:
+    """Return the fastest engine that can run `policy` here.
+
+    Raises:
+        PolicyError: when the tensors do not fit the contract.
+    """
+    from lnn_ros.core.numpy_engine import NumpyEngine
+
+    return NumpyEngine(policy)

@@ -1,0 +1,1 @@
+"""Liquid Time-Constant networks in torch."""

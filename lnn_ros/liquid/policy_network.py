@@ -1,0 +1,106 @@
+"""The network of a policy file: image encoder -> liquid cell -> readout, in torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lnn_ros.liquid import solvers
+from lnn_ros.liquid.cells import NeuralLTC
+from lnn_ros.policy import Contract, Policy
+
+
+class PolicyNetwork(nn.Module):
+    """Trains what `lnn_ros.core` runs; both give the same numbers to 1e-5.
+
+    The cell's input is u = [image features, image age, IMU numbers], each part present when the
+    contract asks for it. Inputs are held: over an interval the state is driven by what was known at
+    its start (`hold: previous`); the readout then sees the state and the newest inputs.
+
+    Args:
+        contract: sizes and mappings.
+        tau_range: where the cell's time constants start out, in seconds.
+    """
+
+    def __init__(self, contract: Contract, tau_range: tuple[float, float] = (0.02, 2.0)) -> None:
+        super().__init__()
+        self.contract = contract
+        self.encoder = _encoder(contract) if contract.encoder else None
+        self.cell = NeuralLTC(contract.inputs, contract.units, tau_range, contract.max_step)
+        sizes = (contract.units + contract.inputs, *contract.readout, len(contract.outputs))
+        layers: list[nn.Module] = []
+        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.readout = nn.Sequential(*layers[:-1])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return features (n, features) of normalised images (n, channels, height, width)."""
+        if self.encoder is None:
+            raise ValueError('this policy takes no image')
+        return self.encoder(images)
+
+    def forward(self, inputs: Tensor, dt: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Run a sequence of held inputs.
+
+        Args:
+            inputs: (steps + 1, batch, inputs): inputs[k] holds during interval k, and inputs[k + 1]
+                is what the readout sees at its end.
+            dt: (steps, batch) seconds, >= 0; 0 means that only the input changed.
+            h: (batch, units), the state at the start.
+
+        Returns:
+            raw outputs (steps, batch, outputs), -1 ... 1 over each output's range, and the last
+            state.
+
+        Raises:
+            ValueError: when a dt is negative or anything is not finite.
+        """
+        if not bool((torch.isfinite(dt) & (dt >= 0.0)).all()):
+            raise ValueError('every dt must be finite and not negative')
+        if not bool(torch.isfinite(inputs).all()):
+            raise ValueError('the inputs have values that are not finite')
+        driven = self.cell.driven_by(inputs[:-1])
+        states = []
+        for k in range(dt.shape[0]):
+            h = solvers.exact(self.cell, driven[k], h, dt[k, :, None], self.contract.max_step)
+            states.append(h)
+        return self.readout(torch.cat((torch.stack(states), inputs[1:]), dim=-1)), h
+
+    def to_policy(self, contract: Contract | None = None) -> Policy:
+        """Return the parameters with their contract (or another one of the same sizes)."""
+        tensors = {
+            name: np.ascontiguousarray(value.detach().cpu().numpy(), dtype=np.float32)
+            for name, value in self.state_dict().items()
+        }
+        return Policy(contract or self.contract, tensors)
+
+    @classmethod
+    def from_policy(cls, policy: Policy) -> PolicyNetwork:
+        """Return the network that a policy file holds."""
+        network = cls(policy.contract)
+        tensors = {name: torch.from_numpy(np.array(t)) for name, t in policy.tensors.items()}
+        network.load_state_dict(tensors)
+        return network
+
+
+def _encoder(contract: Contract) -> nn.Sequential:
+    assert contract.image is not None and contract.encoder is not None
+    channels, height, width = (
+        contract.image.channels,
+        contract.image.height,
+        contract.image.width,
+    )
+    layers: list[nn.Module] = []
+    for layer in contract.encoder.layers:
+        layers += [
+            nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding),
+            nn.ReLU(),
+        ]
+        channels = layer.channels
+        height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
+        width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
+    features = contract.encoder.features
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(channels * height * width, features), nn.Tanh()
+    )

@@ -1,0 +1,321 @@
+"""A policy file: a network's tensors and the contract of its inputs and outputs.
+
+One .safetensors file: the tensors are the parameters under the names of the torch modules
+(`lnn_ros.liquid.policy_network`); the file's metadata holds one JSON document, the contract,
+described by the dataclasses below. It is checked whole on loading: a file that loads can be run.
+Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+FORMAT_VERSION = 1
+IMU_FIELDS = tuple(
+    f'{vector}.{axis}' for vector in ('angular_velocity', 'linear_acceleration') for axis in 'xyz'
+)
+"""Numbers of a sensor_msgs/Imu that a policy may ask for, in the order in which they are read."""
+
+
+class PolicyError(ValueError):
+    """A policy file that cannot be used; says which file, which entry and which rule."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise PolicyError(message)
+
+
+@dataclass(frozen=True)
+class ImageContract:
+    """What the network sees: `width` x `height` area averages of rows [crop_top, crop_bottom).
+
+    Attributes:
+        width, height: of the network's view, in pixels.
+        channels: 3 (red, green, blue) or 1 (luma).
+        crop_top, crop_bottom: rows to keep, as fractions of the source's height.
+        mean, scale: a channel in [0, 1] becomes (value - mean) / scale.
+        age_scale: the frame's age in seconds, divided by this, is an input too.
+    """
+
+    width: int
+    height: int
+    channels: int
+    crop_top: float
+    crop_bottom: float
+    mean: float
+    scale: float
+    age_scale: float
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.width <= 4096 and 1 <= self.height <= 4096, 'size must be 1-4096 pixels')
+        _require(self.channels in (1, 3), f'channels is {self.channels}, must be 1 or 3')
+        _require(
+            0.0 <= self.crop_top < self.crop_bottom <= 1.0,
+            f'crop [{self.crop_top}, {self.crop_bottom}) must lie in [0, 1]',
+        )
+        _require(self.scale > 0.0 and self.age_scale > 0.0, 'scale and age_scale must be positive')
+
+
+@dataclass(frozen=True)
+class ImuContract:
+    """Which numbers of an IMU sample are inputs, each as (value - offset) / scale.
+
+    Attributes:
+        fields: names out of `IMU_FIELDS`.
+        offset, scale: one number per field, in the field's SI unit.
+        frame: the axes that the numbers are given in; `base_link` means REP 103 body axes.
+    """
+
+    fields: tuple[str, ...]
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    frame: str
+
+    def __post_init__(self) -> None:
+        unknown = set(self.fields) - set(IMU_FIELDS)
+        _require(bool(self.fields) and not unknown, f'unknown or no fields: {sorted(unknown)}')
+        _require(
+            len(self.fields) == len(self.offset) == len(self.scale),
+            'fields, offset and scale must be equally long',
+        )
+        _require(all(scale > 0.0 for scale in self.scale), 'every scale must be positive')
+
+
+@dataclass(frozen=True)
+class OutputContract:
+    """One number that the network commands.
+
+    Attributes:
+        name: the field of geometry_msgs/Twist, `linear.x` ... `angular.z`.
+        unit: SI unit of all the numbers below.
+        min, max: what the network was trained to command; its raw output -1 ... 1 maps onto this.
+        slew: largest change, in units per second.
+        safe: sent whenever the network's value may not be.
+    """
+
+    name: str
+    unit: str
+    min: float
+    max: float
+    slew: float
+    safe: float
+
+    def __post_init__(self) -> None:
+        _require(self.min < self.max, f'{self.name}: min {self.min} must be < max {self.max}')
+        _require(self.min <= self.safe <= self.max, f'{self.name}: safe must lie in [min, max]')
+        _require(self.slew > 0.0, f'{self.name}: slew must be positive')
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """One convolution of the encoder, zero-padded, followed by a ReLU."""
+
+    channels: int
+    kernel: int
+    stride: int
+    padding: int
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.channels <= 1024 and 1 <= self.kernel <= 15 and 1 <= self.stride <= 8,
+            f'convolution out of range: {self}',
+        )
+        _require(0 <= self.padding < self.kernel, f'padding must be < kernel: {self}')
+
+
+@dataclass(frozen=True)
+class EncoderContract:
+    """The image encoder: convolutions, then a linear layer and tanh to `features` numbers."""
+
+    layers: tuple[ConvLayer, ...]
+    features: int
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.features <= 4096, f'features is {self.features}, must be 1-4096')
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything about a policy but its tensors.
+
+    Attributes:
+        cell: form of the liquid cell; `ltc_neural` is the one there is.
+        units: number of the cell's units.
+        solver: how an interval is integrated; `exact` (exponential Euler).
+        max_step: longest sub-step of the solver, in seconds.
+        hold: `previous`: inputs act from their own stamp on, until the next.
+        image, imu, encoder: inputs; image and encoder go together, either input may be absent.
+        readout: sizes of the readout's hidden layers (ReLU between them).
+        outputs: what is commanded.
+        trigger: the stream whose every message brings a command, `imu` or `image`.
+        dt_range: smallest and largest interval, in seconds, met in training.
+        task: what it was trained for.
+        provenance: how it was made, free form.
+    """
+
+    cell: str
+    units: int
+    solver: str
+    max_step: float
+    hold: str
+    image: ImageContract | None
+    imu: ImuContract | None
+    encoder: EncoderContract | None
+    readout: tuple[int, ...]
+    outputs: tuple[OutputContract, ...]
+    trigger: str
+    dt_range: tuple[float, float]
+    task: str
+    provenance: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, known in (('cell', 'ltc_neural'), ('solver', 'exact'), ('hold', 'previous')):
+            value = getattr(self, name)
+            _require(value == known, f"{name} is '{value}', this version runs '{known}'")
+        _require(1 <= self.units <= 4096, f'units is {self.units}, must be 1-4096')
+        _require(self.max_step > 0.0, f'max_step is {self.max_step} s, must be positive')
+        _require(bool(self.outputs), 'there must be an output')
+        names = [output.name for output in self.outputs]
+        _require(len(set(names)) == len(names), f'output names {names} must differ')
+        _require((self.image is None) == (self.encoder is None), 'image and encoder go together')
+        _require(self.trigger in self.streams, f"trigger '{self.trigger}' is not one of the inputs")
+        low, high = self.dt_range
+        _require(0.0 < low <= high, f'dt_range {self.dt_range} must be positive and ascending')
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the sensor streams that the policy needs."""
+        return tuple(name for name in ('image', 'imu') if getattr(self, name) is not None)
+
+    @property
+    def inputs(self) -> int:
+        """Length of the cell's input: image features, the image's age, IMU numbers."""
+        seen = self.encoder.features + 1 if self.encoder else 0
+        return seen + (len(self.imu.fields) if self.imu else 0)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A contract and the tensors that go with it (name -> float32 array)."""
+
+    contract: Contract
+    tensors: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def parameters(self) -> int:
+        """Count of all trained numbers, encoder and readout included."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+
+def tensors_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    """Return the hex digest over names, shapes and bytes of all tensors, in the names' order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name], dtype='<f4')
+        digest.update(f'{name}{tensor.shape}'.encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def save(policy: Policy, path: Path) -> None:
+    """Write a policy file; the file appears whole or not at all."""
+    document = {
+        'format_version': FORMAT_VERSION,
+        'contract': dataclasses.asdict(policy.contract),
+        'sha256': tensors_sha256(policy.tensors),
+    }
+    tensors = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in policy.tensors.items()}
+    partial = path.with_name(path.name + '.part')
+    # not save_file(): the file that it makes can be read by its owner alone
+    partial.write_bytes(safetensors.numpy.save(tensors, {'lnn_ros': json.dumps(document)}))
+    partial.replace(path)
+
+
+def load(path: Path) -> Policy:
+    """Read and check a policy file.
+
+    Raises:
+        PolicyError: says which file and what is wrong with it.
+    """
+    try:
+        with safetensors.safe_open(path, framework='numpy') as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise PolicyError(f'{path}: there is no such file; name a .safetensors policy') from None
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise PolicyError(f'{path}: not a readable .safetensors file ({error})') from None
+    try:
+        return _check(metadata, tensors)
+    except PolicyError as error:
+        raise PolicyError(f'{path}: {error}') from None
+
+
+def _check(metadata: Mapping[str, str], tensors: dict[str, NDArray[Any]]) -> Policy:
+    _require('lnn_ros' in metadata, 'a .safetensors file, but not a policy: no lnn_ros metadata')
+    try:
+        document = json.loads(metadata['lnn_ros'])
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PolicyError(f'its metadata is not JSON ({error})') from None
+    _require(isinstance(document, dict), 'its metadata must be a JSON object')
+    version = document.get('format_version')
+    _require(
+        version == FORMAT_VERSION,
+        f'format version {version}, this version of lnn_ros reads {FORMAT_VERSION}',
+    )
+    for name, tensor in tensors.items():
+        _require(tensor.dtype == np.float32, f"tensor '{name}' is {tensor.dtype}, must be float32")
+        _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' has values that are not finite")
+    _require(
+        document.get('sha256') == tensors_sha256(tensors),
+        'its tensors do not match its sha256: the file is damaged or was edited',
+    )
+    return Policy(build(Contract, document.get('contract'), 'contract'), tensors)
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """Turn parsed JSON into the annotated type `kind`, refusing what does not fit, by name."""
+    if kind is Any:
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in arguments:  # X | None
+        return None if value is None else build(arguments[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        _require(isinstance(value, dict), f'{where} must be an object')
+        fields = typing.get_type_hints(kind)
+        odd = sorted(set(fields) ^ set(value))
+        _require(not odd, f'{where}: missing or unknown entries: {", ".join(map(str, odd))}')
+        parts = {name: build(fields[name], value[name], f'{where}.{name}') for name in fields}
+        make: Any = kind
+        try:
+            return make(**parts)
+        except PolicyError as error:
+            raise PolicyError(f'{where}: {error}') from None
+    if origin is tuple:
+        _require(isinstance(value, list), f'{where} must be a list')
+        if arguments[-1] is not Ellipsis:
+            _require(len(value) == len(arguments), f'{where} must have {len(arguments)} entries')
+        return tuple(build(arguments[0], item, f'{where}[{i}]') for i, item in enumerate(value))
+    if origin is not None:  # Mapping[str, Any]
+        _require(isinstance(value, dict), f'{where} must be an object')
+        return value
+    if kind is float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        _require(is_number and math.isfinite(value), f'{where} must be a finite number')
+        return float(value)
+    _require(type(value) is kind, f'{where} must be of type {kind.__name__}, is {value!r}')
+    return value
