@@ -2,6 +2,7 @@
 # make train    train the car's policy (installs torch)
 # make test     ruff, mypy and all tests
 # make lint     ruff and mypy
+# make wheel    build dist/*.whl, compiled core included
 # make clean    remove .venv and everything built
 # PYTHON=...  the Python for .venv (3.10-3.13)      TORCH=...  which torch to install
 
@@ -26,7 +27,7 @@ train := $(VENV)/.installed-train
 dev := $(VENV)/.installed-train,dev
 
 .SILENT:
-.PHONY: help demo train test lint clean egl
+.PHONY: help demo train test lint wheel clean egl
 
 help:
 	sed -n '/^# /!q; s/^# //p' Makefile
@@ -44,8 +45,12 @@ lint: $(dev)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 
+wheel: | $(venv)
+	rm -rf build/lib* build/bdist*
+	$(VENV)/bin/python -m pip wheel --no-deps --no-build-isolation -w dist .
+
 clean:
-	rm -rf $(VENV) build lnn_ros.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist lnn_ros.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find lnn_ros test -name __pycache__ -exec rm -r {} +
 
 egl: | $(venv)
@@ -79,7 +84,7 @@ $(venv):
 	  "for example: apt-get install python3.11 python3.11-venv" >&2; exit 1; }; \
 	echo "creating $(VENV) with $$python ..."; \
 	$$python -m venv $(if $(ROS_DISTRO),--system-site-packages) $(VENV)
-	$(call pip,setuptools wheel)
+	$(call pip,setuptools wheel cffi)
 ifdef ROS_DISTRO
 	# Its launch_pytest is a plugin of every pytest, and breaks 8 and newer.
 	$(call pip,--ignore-installed 'pytest<8')

@@ -1,4 +1,6 @@
+import sys
 from glob import glob
+from importlib.util import find_spec
 
 from setuptools import find_packages, setup
 
@@ -22,6 +24,11 @@ train = [*sim, 'torch>=2.2']
 test = ['pytest']
 dev = [*test, 'mypy', 'ruff']
 
+# Without cffi, or without a C compiler, the package installs all the same and numpy does the work.
+compiled = ['lnn_ros/core/build.py:builder'] if find_spec('cffi') else []
+if not compiled:
+    print('lnn_ros: no cffi, so the compiled core is left out: pip install cffi', file=sys.stderr)
+
 setup(
     name=package_name,
     version='0.1.0',  # and in package.xml: catkin_prepare_release bumps both
@@ -42,9 +49,10 @@ setup(
         # console scripts into bin/, so the nodes are files that colcon and pip both install.
         (f'lib/{package_name}', glob('resource/*_node')),
     ],
-    install_requires=['numpy', 'pyyaml', 'safetensors'],
+    install_requires=['cffi', 'numpy', 'pyyaml', 'safetensors'],
     # colcon test runs pytest only if the extra `test` names it.
     extras_require={'ros': ros, 'sim': sim, 'train': train, 'test': test, 'dev': dev},
     entry_points={'console_scripts': ['lnn_ros = lnn_ros.cli:main']},
     zip_safe=False,
+    **({'cffi_modules': compiled} if compiled else {}),
 )

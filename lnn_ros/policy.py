@@ -24,6 +24,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
+MOST_ACTIVATIONS = 1 << 24  # numbers that one layer of the encoder may hold
 IMU_FIELDS = tuple(
     f'{vector}.{axis}' for vector in ('angular_velocity', 'linear_acceleration') for axis in 'xyz'
 )
@@ -67,7 +68,11 @@ class ImageContract:
             0.0 <= self.crop_top < self.crop_bottom <= 1.0,
             f'crop [{self.crop_top}, {self.crop_bottom}) must lie in [0, 1]',
         )
-        _require(self.scale > 0.0 and self.age_scale > 0.0, 'scale and age_scale must be positive')
+        # bounds within which every pixel and every age stays finite in float32
+        _require(
+            min(self.scale, self.age_scale) >= 1e-6 and abs(self.mean) <= 1e6,
+            'scale and age_scale must be at least 1e-6, and mean at most 1e6 in size',
+        )
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ class EncoderContract:
 
     def __post_init__(self) -> None:
         _require(1 <= self.features <= 4096, f'features is {self.features}, must be 1-4096')
+        _require(len(self.layers) <= 8, f'{len(self.layers)} convolutions, must be at most 8')
 
 
 @dataclass(frozen=True)
@@ -187,11 +193,16 @@ class Contract:
             value = getattr(self, name)
             _require(value == known, f"{name} is '{value}', this version runs '{known}'")
         _require(1 <= self.units <= 4096, f'units is {self.units}, must be 1-4096')
-        _require(self.max_step > 0.0, f'max_step is {self.max_step} s, must be positive')
-        _require(bool(self.outputs), 'there must be an output')
+        _require(self.max_step >= 1e-4, f'max_step is {self.max_step} s, must be at least 0.0001')
+        _require(
+            len(self.readout) <= 8 and all(1 <= size <= 4096 for size in self.readout),
+            f'readout is {self.readout}, must be at most 8 sizes of 1-4096',
+        )
+        _require(1 <= len(self.outputs) <= 64, f'{len(self.outputs)} outputs, must be 1-64')
         names = [output.name for output in self.outputs]
         _require(len(set(names)) == len(names), f'output names {names} must differ')
         _require((self.image is None) == (self.encoder is None), 'image and encoder go together')
+        self._check_encoder()
         _require(self.trigger in self.streams, f"trigger '{self.trigger}' is not one of the inputs")
         low, high = self.dt_range
         _require(0.0 < low <= high, f'dt_range {self.dt_range} must be positive and ascending')
@@ -206,6 +217,37 @@ class Contract:
         """Length of the cell's input: image features, the image's age, IMU numbers."""
         seen = self.encoder.features + 1 if self.encoder else 0
         return seen + (len(self.imu.fields) if self.imu else 0)
+
+    @property
+    def encoder_shapes(self) -> list[tuple[int, int, int]]:
+        """(channels, rows, columns) of the image and after each convolution."""
+        assert self.image is not None and self.encoder is not None
+        shapes = [(self.image.channels, self.image.height, self.image.width)]
+        for layer in self.encoder.layers:
+            _, *sides = shapes[-1]
+            rows, columns = (
+                (side + 2 * layer.padding - layer.kernel) // layer.stride + 1 for side in sides
+            )
+            shapes.append((layer.channels, rows, columns))
+        return shapes
+
+    def _check_encoder(self) -> None:
+        """Refuse an encoder whose sizes do not fit, or that a small file makes enormous."""
+        if self.encoder is None:
+            return
+        shapes = self.encoder_shapes
+        _require(math.prod(shapes[0]) <= MOST_ACTIVATIONS, 'the image has too many pixels')
+        for i, layer in enumerate(self.encoder.layers):
+            (before, height, width), (channels, rows, columns) = shapes[i], shapes[i + 1]
+            k = layer.kernel
+            _require(
+                rows >= 1 and columns >= 1,
+                f'encoder.layers[{i}]: a {k}x{k} kernel does not fit a {width}x{height} input',
+            )
+            _require(
+                max(before * k * k, channels) * rows * columns <= MOST_ACTIVATIONS,
+                f'encoder.layers[{i}] takes and gives too many numbers, use larger strides',
+            )
 
 
 @dataclass(frozen=True)
@@ -269,7 +311,7 @@ def _check(metadata: Mapping[str, str], tensors: dict[str, NDArray[Any]]) -> Pol
     _require('lnn_ros' in metadata, 'a .safetensors file, but not a policy: no lnn_ros metadata')
     try:
         document = json.loads(metadata['lnn_ros'])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for an endless integer
         raise PolicyError(f'its metadata is not JSON ({error})') from None
     _require(isinstance(document, dict), 'its metadata must be a JSON object')
     version = document.get('format_version')
@@ -315,7 +357,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(is_number and math.isfinite(value), f'{where} must be a finite number')
+        # compared, not converted: an integer may be too large for a float
+        _require(is_number and -1e300 < value < 1e300, f'{where} must be a finite number')
         return float(value)
     _require(type(value) is kind, f'{where} must be of type {kind.__name__}, is {value!r}')
     return value

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+import importlib
+import logging
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lnn_ros.core.view import NumpyResampler, Resampler, View
 from lnn_ros.policy import Policy
 
 
@@ -23,7 +27,12 @@ class Engine(Protocol):
         """Set the state to zero and forget nothing else: held inputs stay."""
 
     def hold_image(self, pixels: NDArray[np.float32]) -> None:
-        """Encode and hold a frame (channels, height, width), normalised as in the contract."""
+        """Encode and hold a frame (channels, height, width), normalised as in the contract.
+
+        Raises:
+            ValueError: for another shape or dtype, or values that are not finite; what was held
+                before stays. So do the next two methods.
+        """
 
     def hold_image_age(self, age: float) -> None:
         """Hold the age, in seconds, of the frame that is held."""
@@ -48,6 +57,35 @@ def open_engine(policy: Policy) -> Engine:
     Raises:
         PolicyError: when the tensors do not fit the contract.
     """
+    module = compiled_module()
+    if module is not None:
+        from lnn_ros.core.compiled import CEngine
+
+        return CEngine(policy, module)
     from lnn_ros.core.numpy_engine import NumpyEngine
 
     return NumpyEngine(policy)
+
+
+def open_resampler(view: View) -> Resampler:
+    """Return the fastest resampler for `view` here."""
+    module = compiled_module()
+    if module is not None:
+        from lnn_ros.core.compiled import CResampler
+
+        return CResampler(view, module)
+    return NumpyResampler(view)
+
+
+@functools.cache
+def compiled_module() -> Any:
+    """Return the compiled core, or None; says so once when it is not there."""
+    try:
+        return importlib.import_module('lnn_ros.core._core')
+    except ImportError as error:
+        logging.getLogger(__name__).warning(
+            'the compiled core is not there (%s): numpy does its work, many times slower. Install '
+            'a C compiler (apt-get install gcc python3-dev) and lnn_ros again.',
+            error,
+        )
+        return None

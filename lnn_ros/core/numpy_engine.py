@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lnn_ros.policy import Contract, ConvLayer, Policy, PolicyError
+from lnn_ros.core.tensors import Tensors
+from lnn_ros.policy import Contract, ConvLayer, Policy
 
 F32 = NDArray[np.float32]
+Shape = tuple[int, int, int]  # channels, rows, columns
+
+
+MOST_SUB_STEPS = 1_000_000  # more would hang the caller
+
+
+def interval_error(dt: float, max_step: float) -> ValueError:
+    """Return what is wrong with a `dt` that an engine refuses."""
+    if dt > 0.0 and math.isfinite(dt):
+        return ValueError(f'dt is {dt} s, more than {MOST_SUB_STEPS} sub-steps of {max_step} s')
+    return ValueError(f'dt is {dt} s, but an interval must be finite and greater than 0 s')
 
 
 def sub_steps(dt: float, max_step: float) -> int:
     """Return how many equal sub-steps of at most `max_step` make up `dt`.
 
     The margin keeps a dt of a whole number of steps at that number in float32 and float64 alike.
+
+    Raises:
+        ValueError: when `dt` is not finite, not greater than 0, or has too many sub-steps.
     """
-    return max(math.ceil(dt / max_step * (1.0 - 1e-6)), 1)
+    count = dt / max_step * (1.0 - 1e-6)
+    if not (dt > 0.0 and count <= MOST_SUB_STEPS):
+        raise interval_error(dt, max_step)
+    return max(math.ceil(count), 1)
+
+
+def check_input(array: Any, shape: tuple[int, ...] | None, name: str, real: Any) -> None:
+    """Raise ValueError unless `array` is what the policy takes as input `name`."""
+    if shape is None:
+        raise ValueError(f'this policy takes no {name}')
+    if not isinstance(array, np.ndarray) or array.dtype != real or array.shape != shape:
+        is_array = isinstance(array, np.ndarray)
+        kind = f'{array.dtype} {array.shape}' if is_array else type(array).__name__
+        raise ValueError(f'{name} is {kind}, the policy takes {real} {shape}')
 
 
 class NumpyEngine:
@@ -25,7 +54,7 @@ class NumpyEngine:
 
     def __init__(self, policy: Policy) -> None:
         contract = policy.contract
-        tensors = _Tensors(policy)
+        tensors = Tensors(policy)
         units, inputs = contract.units, contract.inputs
         self._encoder = _Encoder(contract, tensors) if contract.encoder else None
 
@@ -41,9 +70,9 @@ class NumpyEngine:
             (tensors.take('cell.gate_bias', units), tensors.take('cell.leak', units))
         )
         self._recurrent = tensors.take('cell.gate_recurrent', units, units)
-        self._gain = np.exp(tensors.take('cell.log_gain', units))
+        self._gain = tensors.take_exp('cell.log_gain', units)
         self._reversal = tensors.take('cell.reversal', units)
-        self._rate = np.exp(-tensors.take('cell.log_tau', units))  # 1 / tau, 1/s
+        self._rate = tensors.take_exp('cell.log_tau', units, sign=-1)  # 1 / tau, 1/s
         self._max_step = contract.max_step
 
         self._joint = np.zeros(units + inputs, dtype=np.float32)  # [state, held inputs]
@@ -53,6 +82,9 @@ class NumpyEngine:
         self._features = self._inputs[:features]
         self._imu = self._inputs[features + 1 :] if features else self._inputs
         self._age_index = units + features
+        image = contract.image
+        self._image_shape = (image.channels, image.height, image.width) if image else None
+        self._imu_shape = self._imu.shape if contract.imu else None
         self._age_scale = contract.image.age_scale if contract.image else 1.0
         self._driven = np.empty(2 * units, dtype=np.float32)
         self._drive_is_current = False
@@ -78,28 +110,35 @@ class NumpyEngine:
         self.state[:] = 0.0
 
     def hold_image(self, pixels: F32) -> None:
-        if self._encoder is None:
-            raise ValueError('this policy takes no image')
+        check_input(pixels, self._image_shape, 'image', np.dtype(np.float32))
+        if not np.isfinite(pixels).all():
+            raise ValueError('the image has values that are not finite, it is ignored')
+        assert self._encoder is not None
         self._encoder.run(pixels, self._features)
         self._drive_is_current = False
 
     def hold_image_age(self, age: float) -> None:
+        if self._encoder is None:
+            raise ValueError('this policy takes no image')
+        if not math.isfinite(np.float32(age / self._age_scale)):
+            raise ValueError(f'the image is {age} s old, but an age must be finite')
         self._joint[self._age_index] = age / self._age_scale
         self._drive_is_current = False
 
     def hold_imu(self, values: F32) -> None:
+        check_input(values, self._imu_shape, 'imu', np.dtype(np.float32))
+        if not np.isfinite(values).all():
+            raise ValueError(f'imu is {values}, but every value must be finite')
         self._imu[:] = values
         self._drive_is_current = False
 
     def advance(self, dt: float) -> None:
-        if not (dt > 0.0 and math.isfinite(dt)):
-            raise ValueError(f'dt is {dt} s, but an interval must be finite and greater than 0 s')
+        steps = sub_steps(dt, self._max_step)
         units = self.state.size
         if not self._drive_is_current:
             np.matmul(self._of_input, self._inputs, out=self._driven)
             self._driven += self._bias
             self._drive_is_current = True
-        steps = sub_steps(dt, self._max_step)
         step = np.float32(-dt / steps)
         gate, work, state = self._gate, self._work, self.state
         for _ in range(steps):
@@ -141,22 +180,19 @@ class NumpyEngine:
 class _Encoder:
     """Convolutions with ReLU as gather + matrix product, then linear and tanh."""
 
-    def __init__(self, contract: Contract, tensors: _Tensors) -> None:
-        assert contract.image is not None and contract.encoder is not None
-        shape = (contract.image.channels, contract.image.height, contract.image.width)
-        self._shape = shape
-        self._layers = []
-        for i, layer in enumerate(contract.encoder.layers):
-            self._layers.append(_Convolution(layer, shape, f'encoder.{2 * i}', tensors))
-            shape = self._layers[-1].out.shape
+    def __init__(self, contract: Contract, tensors: Tensors) -> None:
+        assert contract.encoder is not None
+        shapes = contract.encoder_shapes
+        self._layers = [
+            _Convolution(layer, shapes[i], shapes[i + 1], f'encoder.{2 * i}', tensors)
+            for i, layer in enumerate(contract.encoder.layers)
+        ]
         index = 2 * len(self._layers) + 1  # a Flatten stands between
         features = contract.encoder.features
-        self._weight = tensors.take(f'encoder.{index}.weight', features, math.prod(shape))
+        self._weight = tensors.take(f'encoder.{index}.weight', features, math.prod(shapes[-1]))
         self._bias = tensors.take(f'encoder.{index}.bias', features)
 
     def run(self, pixels: F32, features: F32) -> None:
-        if pixels.shape != self._shape:
-            raise ValueError(f'image has shape {pixels.shape}, the policy takes {self._shape}')
         for layer in self._layers:
             pixels = layer.run(pixels)
         np.matmul(self._weight, pixels.reshape(-1), out=features)
@@ -166,14 +202,11 @@ class _Encoder:
 
 class _Convolution:
     def __init__(
-        self, layer: ConvLayer, shape: tuple[int, ...], name: str, tensors: _Tensors
+        self, layer: ConvLayer, shape: Shape, out: Shape, name: str, tensors: Tensors
     ) -> None:
         channels, height, width = shape
+        _, rows, columns = out
         k, stride, pad = layer.kernel, layer.stride, layer.padding
-        rows = (height + 2 * pad - k) // stride + 1
-        columns = (width + 2 * pad - k) // stride + 1
-        if rows < 1 or columns < 1:
-            raise PolicyError(f'{name}: a {k}x{k} kernel does not fit a {width}x{height} input')
         weight = tensors.take(f'{name}.weight', layer.channels, channels, k, k)
         self._weight = weight.reshape(layer.channels, -1)
         self._bias = tensors.take(f'{name}.bias', layer.channels)[:, None]
@@ -196,22 +229,3 @@ class _Convolution:
         self._flat += self._bias
         np.maximum(self._flat, 0.0, out=self._flat)
         return self.out
-
-
-class _Tensors:
-    """Hands out a policy's tensors by name, checking shapes, each once."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._left = dict(policy.tensors)
-
-    def take(self, name: str, *shape: int) -> F32:
-        tensor = self._left.pop(name, None)
-        if tensor is None:
-            raise PolicyError(f"tensor '{name}' is missing")
-        if tensor.shape != shape:
-            raise PolicyError(f"tensor '{name}' has shape {tensor.shape}, must be {shape}")
-        return tensor
-
-    def refuse_leftovers(self) -> None:
-        if self._left:
-            raise PolicyError(f'unknown tensors: {", ".join(sorted(self._left))}')

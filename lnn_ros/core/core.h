@@ -1,0 +1,117 @@
+/* One policy step, from image bytes and scaled IMU numbers to a command: the run-time path of lnn_ros.
+ *
+ * C99 with GCC's vector types (GCC and Clang, any processor), no dependency but libc's memcpy. It
+ * neither allocates nor keeps anything global: the caller asks for a size, brings that memory, and
+ * owns it. Nothing here checks what it is told at each call; the Python face does, before it calls.
+ * Sizes are checked once, when an engine is laid out.
+ *
+ * `real` is float; with LNN_DOUBLE it is double, for tests of the same source.
+ */
+#ifndef LNN_CORE_H
+#define LNN_CORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef LNN_DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
+
+/* cdef: build.py hands everything from here to the end mark to cffi, so no preprocessor here. */
+
+/* A processor's variant of the inner loops: lnn_best_kernels(), or one of lnn_kernels_at(0, 1, ...)
+ * (NULL after the last that this processor runs; the first runs everywhere). */
+typedef struct lnn_kernels lnn_kernels;
+const lnn_kernels *lnn_kernels_at(int index);
+const lnn_kernels *lnn_best_kernels(void);
+const char *lnn_kernels_name(const lnn_kernels *kernels);
+
+/* weight (outputs, inputs) row by row, bias (outputs); inputs follow from what stands before */
+typedef struct {
+    int64_t outputs;
+    const real *weight, *bias;
+} lnn_linear;
+
+/* weight (channels, channels before, kernel, kernel), bias (channels); ReLU follows */
+typedef struct {
+    int64_t channels, kernel, stride, padding;
+    const real *weight, *bias;
+} lnn_convolution;
+
+/* The neural LTC cell: (units, inputs), (units, units) and (units) arrays as in a policy file. */
+typedef struct {
+    const real *gate_input, *gate_recurrent, *gate_bias, *gain, *drive, *reversal, *leak, *rate;
+} lnn_neural_ltc;
+
+/* A whole policy; arrays are copied by lnn_engine_place, not kept.
+ *
+ * u = [features, age, imu] with an encoder (convolutions, then `features`: linear and tanh), else
+ * [imu]. gain = exp(log_gain), rate = 1 / tau in 1/s. Readout layers have ReLU between them; the
+ * command is output * half + middle. */
+typedef struct {
+    int64_t units, imu, channels, height, width, convolutions, readouts;
+    double max_step;
+    double age_scale;
+    lnn_neural_ltc cell;
+    const lnn_convolution *convolution;
+    lnn_linear features;
+    const lnn_linear *readout;
+    const real *middle, *half;
+} lnn_policy;
+
+typedef struct lnn_engine lnn_engine;
+
+/* Bytes that an engine for `policy` takes; 0 when its sizes make no engine that can be had. */
+size_t lnn_engine_size(const lnn_policy *policy);
+
+/* Lay an engine out in `memory` (64-byte aligned, zeroed, lnn_engine_size bytes). */
+lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_kernels *kernels);
+
+/* (units), inside the engine's memory */
+real *lnn_engine_state(lnn_engine *engine);
+/* (outputs), inside the engine's memory */
+real *lnn_engine_outputs(lnn_engine *engine);
+
+/* pixels (channels, height, width); 0 when they, or the features, are not finite: nothing has
+ * changed then */
+int lnn_hold_image(lnn_engine *engine, const real *pixels);
+/* values (imu); 0 when one is not finite, and then nothing has changed */
+int lnn_hold_imu(lnn_engine *engine, const real *values);
+/* seconds; 0 when not finite, and then nothing has changed */
+int lnn_hold_age(lnn_engine *engine, double age);
+/* dt in seconds, > 0; 0 when it is not, or has too many sub-steps, and then nothing has changed */
+int lnn_advance(lnn_engine *engine, double dt);
+/* fills lnn_engine_outputs */
+void lnn_command(lnn_engine *engine);
+
+/* For each of `target` cells: the `count` source cells from `first` on that it covers, and the
+ * shares with which the first, the last (if there are two) and those between them count. */
+typedef struct {
+    const int64_t *first, *count;
+    const real *first_share, *inner_share, *last_share;
+    int64_t target;
+} lnn_spans;
+
+/* How an image becomes the network's view; mix (channels, source_channels) includes 1 / 255. */
+typedef struct {
+    lnn_spans rows, columns;
+    const real *mix;
+    int64_t channels, source_channels, source_width;
+    real mean, scale;
+} lnn_view;
+
+/* reals of scratch memory that lnn_see takes */
+size_t lnn_view_scratch(const lnn_view *view);
+
+/* Average `image` (rows `step` bytes apart) down to pixels (channels, height, width), normalised. */
+void lnn_see(const lnn_view *view, const lnn_kernels *kernels, const uint8_t *image, size_t step,
+             real *scratch, real *pixels);
+
+/* exp, sigmoid and tanh (function 0, 1, 2) of `count` numbers, as the inner loops compute them */
+void lnn_elementwise(const lnn_kernels *kernels, int function, int64_t count, const real *x,
+                     real *out);
+/* end */
+
+#endif

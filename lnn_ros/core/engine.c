@@ -1,0 +1,350 @@
+/* A policy laid out in one piece of memory, and its step; see core.h. */
+#include "kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define LNN_GUARD 64 /* bytes that must not be touched, after each array */
+void __asan_poison_memory_region(const volatile void *, size_t);
+#else
+#define LNN_GUARD 0
+#endif
+
+enum { MOST_LAYERS = 16, MOST_SIDE = 1 << 16 };
+static const size_t MOST_BYTES = (size_t)1 << 30;
+static const double MOST_SUB_STEPS = 1e6;
+
+struct lnn_engine {
+    const lnn_kernels *kernels;
+    int64_t units, lanes, features, imu, convolutions, readouts, channels, height, width;
+    double max_step, age_scale;
+    int drive_is_current;
+    lnn_convolution_plan convolution[MOST_LAYERS];
+    real *plane[MOST_LAYERS + 1];  /* each layer's padded input; at the end what is flattened */
+    real *inside[MOST_LAYERS + 1]; /* where in it the layer before writes */
+    lnn_map map_features;
+    real *encoded; /* before it is known to be finite */
+    lnn_map of_input;
+    lnn_neural_ltc_plan cell;
+    real *joint, *inputs; /* [state, padded; inputs]: what the readout sees */
+    real *driven, *gate;
+    lnn_map readout[MOST_LAYERS];
+    real *hidden[MOST_LAYERS];
+    int64_t outputs;
+    real *middle, *half;
+};
+
+/* Memory handed out front to back; without a base it only counts. */
+typedef struct {
+    char *base;
+    size_t used;
+    int too_much;
+} arena;
+
+static real *take(arena *from, int64_t count)
+{
+    if (count < 0 || (uint64_t)count > MOST_BYTES / sizeof(real)) {
+        from->too_much = 1;
+        return NULL;
+    }
+    const size_t bytes = ((size_t)count * sizeof(real) + 63) / 64 * 64;
+    real *here = from->base ? (real *)(from->base + from->used) : NULL;
+#if LNN_GUARD
+    if (from->base)
+        __asan_poison_memory_region((char *)here + (size_t)count * sizeof(real),
+                                    bytes - (size_t)count * sizeof(real) + LNN_GUARD);
+#endif
+    from->used += bytes + LNN_GUARD;
+    from->too_much |= from->used > MOST_BYTES;
+    return here;
+}
+
+static lnn_map take_map(arena *from, int64_t inputs, int64_t outputs)
+{
+    lnn_map map = {inputs, lnn_padded(outputs), NULL, NULL};
+    map.weight = take(from, map.inputs * map.outputs);
+    map.bias = take(from, map.outputs);
+    return map;
+}
+
+static int in_range(int64_t value, int64_t low, int64_t high)
+{
+    return low <= value && value <= high;
+}
+
+/* Returns 0 when a size makes no sense; all products of two sides fit an int64. */
+static int lay_out_encoder(lnn_engine *e, arena *from, const lnn_policy *policy)
+{
+    int64_t channels = policy->channels, height = policy->height, width = policy->width;
+    if (!in_range(channels, 1, MOST_SIDE) || !in_range(height, 1, MOST_SIDE) ||
+        !in_range(width, 1, MOST_SIDE) || !in_range(policy->features.outputs, 1, MOST_SIDE))
+        return 0;
+    for (int64_t i = 0; i <= policy->convolutions; i++) {
+        const lnn_convolution *layer = i < policy->convolutions ? &policy->convolution[i] : NULL;
+        const int64_t padding = layer ? layer->padding : 0;
+        if (layer && (!in_range(layer->channels, 1, MOST_SIDE) || !in_range(layer->kernel, 1, 255) ||
+                      !in_range(layer->stride, 1, 255) || !in_range(padding, 0, 254)))
+            return 0;
+        const int64_t row = (width + 2 * padding) * channels;
+        const int64_t offset = padding * row + padding * channels;
+        if (row > (int64_t)(MOST_BYTES / sizeof(real)) / (height + 2 * padding))
+            return 0;
+        e->plane[i] = take(from, row * (height + 2 * padding));
+        e->inside[i] = e->plane[i] ? e->plane[i] + offset : NULL;
+        if (i > 0)
+            e->convolution[i - 1].out_row = row;
+        if (!layer)
+            break;
+        lnn_convolution_plan *plan = &e->convolution[i];
+        plan->before = channels;
+        plan->channels = layer->channels;
+        plan->kernel = layer->kernel;
+        plan->stride = layer->stride;
+        plan->in_row = row;
+        if (height + 2 * padding < layer->kernel || width + 2 * padding < layer->kernel)
+            return 0;
+        height = plan->rows = (height + 2 * padding - layer->kernel) / layer->stride + 1;
+        width = plan->columns = (width + 2 * padding - layer->kernel) / layer->stride + 1;
+        const int64_t panels = lnn_padded(layer->channels);
+        plan->weight = take(from, layer->kernel * layer->kernel * channels * panels);
+        plan->bias = take(from, panels);
+        channels = layer->channels;
+    }
+    /* checked above: channels * height * width is at most MOST_BYTES / sizeof(real) */
+    e->map_features = take_map(from, channels * height * width, policy->features.outputs);
+    e->encoded = take(from, e->map_features.outputs);
+    e->features = policy->features.outputs;
+    e->channels = policy->channels;
+    e->height = policy->height;
+    e->width = policy->width;
+    return 1;
+}
+
+static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
+{
+    if (!in_range(policy->units, 1, MOST_SIDE) || !in_range(policy->imu, 0, MOST_SIDE) ||
+        !in_range(policy->convolutions, 0, MOST_LAYERS) ||
+        !in_range(policy->readouts, 1, MOST_LAYERS) ||
+        !(policy->max_step > 0 && isfinite(policy->max_step)) ||
+        !(policy->age_scale > 0 && isfinite(policy->age_scale)))
+        return 0;
+    e->convolutions = policy->convolutions;
+    if (policy->channels != 0 && !lay_out_encoder(e, from, policy))
+        return 0;
+    e->units = policy->units;
+    e->lanes = lnn_padded(e->units);
+    e->imu = policy->imu;
+    e->max_step = policy->max_step;
+    e->age_scale = policy->age_scale;
+    const int64_t inputs = (e->features ? e->features + 1 : 0) + e->imu;
+    if (inputs < 1)
+        return 0;
+    e->of_input = take_map(from, inputs, 2 * e->lanes);
+    e->cell.lanes = e->lanes;
+    e->cell.recurrent = take_map(from, e->units, e->lanes);
+    e->cell.gain = take(from, e->lanes);
+    e->cell.reversal = take(from, e->lanes);
+    e->cell.rate = take(from, e->lanes);
+    e->joint = take(from, e->lanes + inputs);
+    e->inputs = e->joint ? e->joint + e->lanes : NULL;
+    e->driven = take(from, 2 * e->lanes);
+    e->gate = take(from, e->lanes);
+    int64_t before = e->lanes + inputs;
+    e->readouts = policy->readouts;
+    for (int64_t i = 0; i < e->readouts; i++) {
+        const int64_t outputs = policy->readout[i].outputs;
+        if (!in_range(outputs, 1, MOST_SIDE))
+            return 0;
+        e->readout[i] = take_map(from, before, outputs);
+        e->hidden[i] = take(from, e->readout[i].outputs);
+        before = e->outputs = outputs;
+    }
+    e->middle = take(from, e->outputs);
+    e->half = take(from, e->outputs);
+    return !from->too_much;
+}
+
+size_t lnn_engine_size(const lnn_policy *policy)
+{
+    lnn_engine only_counted;
+    memset(&only_counted, 0, sizeof only_counted);
+    arena memory = {NULL, (sizeof(lnn_engine) + 63) / 64 * 64, 0};
+    return lay_out(&only_counted, &memory, policy) ? memory.used : 0;
+}
+
+/* weight (outputs, inputs) into map's rows from `row` and columns from `column` on */
+static void pack(lnn_map *map, const real *weight, int64_t outputs, int64_t inputs, int64_t row,
+                 int64_t column)
+{
+    for (int64_t i = 0; i < outputs; i++)
+        for (int64_t j = 0; j < inputs; j++)
+            map->weight[lnn_weight_at(row + i, column + j, map->outputs, map->inputs)] =
+                weight[i * inputs + j];
+}
+
+static void pack_convolution(lnn_convolution_plan *plan, const lnn_convolution *layer)
+{
+    const int64_t area = plan->kernel * plan->kernel;
+    for (int64_t i = 0; i < plan->channels; i++) {
+        plan->bias[i] = layer->bias[i];
+        real *panel = plan->weight + i / LNN_LANES * LNN_LANES * area * plan->before;
+        for (int64_t c = 0; c < plan->before; c++)
+            for (int64_t k = 0; k < area; k++) /* channels first to channels last */
+                panel[(k * plan->before + c) * LNN_LANES + i % LNN_LANES] =
+                    layer->weight[(i * plan->before + c) * area + k];
+    }
+}
+
+static void pack_features(lnn_engine *e, const lnn_linear *features)
+{
+    int64_t channels = e->channels, area = e->height * e->width;
+    if (e->convolutions) {
+        const lnn_convolution_plan *last = &e->convolution[e->convolutions - 1];
+        channels = last->channels;
+        area = last->rows * last->columns;
+    }
+    lnn_map *map = &e->map_features;
+    for (int64_t i = 0; i < e->features; i++)
+        for (int64_t c = 0; c < channels; c++)
+            for (int64_t k = 0; k < area; k++)
+                map->weight[lnn_weight_at(i, k * channels + c, map->outputs, map->inputs)] =
+                    features->weight[(i * channels + c) * area + k];
+    memcpy(map->bias, features->bias, (size_t)e->features * sizeof(real));
+}
+
+lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_kernels *kernels)
+{
+    lnn_engine *e = memory;
+    arena rest = {memory, (sizeof *e + 63) / 64 * 64, 0};
+    if (!lay_out(e, &rest, policy))
+        return NULL;
+    e->kernels = kernels;
+    for (int64_t i = 0; i < e->convolutions; i++)
+        pack_convolution(&e->convolution[i], &policy->convolution[i]);
+    if (e->features)
+        pack_features(e, &policy->features);
+    const lnn_neural_ltc *cell = &policy->cell;
+    const int64_t inputs = e->of_input.inputs;
+    const size_t units = (size_t)e->units * sizeof(real);
+    pack(&e->of_input, cell->gate_input, e->units, inputs, 0, 0);
+    pack(&e->of_input, cell->drive, e->units, inputs, e->lanes, 0);
+    memcpy(e->of_input.bias, cell->gate_bias, units);
+    memcpy(e->of_input.bias + e->lanes, cell->leak, units);
+    pack(&e->cell.recurrent, cell->gate_recurrent, e->units, e->units, 0, 0);
+    memcpy(e->cell.gain, cell->gain, units);
+    memcpy(e->cell.reversal, cell->reversal, units);
+    memcpy(e->cell.rate, cell->rate, units);
+    for (int64_t i = 0; i < e->readouts; i++) {
+        const lnn_linear *layer = &policy->readout[i];
+        memcpy(e->readout[i].bias, layer->bias, (size_t)layer->outputs * sizeof(real));
+        if (i > 0) {
+            pack(&e->readout[i], layer->weight, layer->outputs, policy->readout[i - 1].outputs, 0,
+                 0);
+            continue;
+        }
+        for (int64_t o = 0; o < layer->outputs; o++) { /* the state is padded, its weights are not */
+            const real *row = layer->weight + o * (e->units + inputs);
+            for (int64_t j = 0; j < e->units + inputs; j++) {
+                const int64_t at = j < e->units ? j : j - e->units + e->lanes;
+                e->readout[0].weight[lnn_weight_at(o, at, e->readout[0].outputs,
+                                                   e->readout[0].inputs)] = row[j];
+            }
+        }
+    }
+    memcpy(e->middle, policy->middle, (size_t)e->outputs * sizeof(real));
+    memcpy(e->half, policy->half, (size_t)e->outputs * sizeof(real));
+    return e;
+}
+
+real *lnn_engine_state(lnn_engine *e)
+{
+    return e->joint;
+}
+
+real *lnn_engine_outputs(lnn_engine *e)
+{
+    return e->hidden[e->readouts - 1];
+}
+
+static int all_finite(const real *x, int64_t count)
+{
+    int bad = 0;
+    for (int64_t i = 0; i < count; i++)
+        bad |= x[i] - x[i] != 0; /* NaN and infinities */
+    return !bad;
+}
+
+int lnn_hold_image(lnn_engine *e, const real *pixels)
+{
+    const int64_t channels = e->channels, area = e->height * e->width;
+    if (!e->features || !all_finite(pixels, channels * area))
+        return 0;
+    const int64_t row = e->convolutions ? e->convolution[0].in_row : e->width * channels;
+    for (int64_t y = 0; y < e->height; y++) {
+        real *to = e->inside[0] + y * row;
+        const real *from = pixels + y * e->width;
+        for (int64_t x = 0; x < e->width; x++, to += channels, from++)
+            for (int64_t c = 0; c < channels; c++)
+                to[c] = from[c * area];
+    }
+    for (int64_t i = 0; i < e->convolutions; i++)
+        e->kernels->convolve(&e->convolution[i], e->plane[i], e->inside[i + 1]);
+    const lnn_map *map = &e->map_features;
+    e->kernels->affine(map, map->bias, e->plane[e->convolutions], e->encoded);
+    e->kernels->elementwise(LNN_TANH, map->outputs, e->encoded, e->encoded);
+    if (!all_finite(e->encoded, e->features)) /* finite pixels can still overflow on the way */
+        return 0;
+    memcpy(e->inputs, e->encoded, (size_t)e->features * sizeof(real));
+    e->drive_is_current = 0;
+    return 1;
+}
+
+int lnn_hold_imu(lnn_engine *e, const real *values)
+{
+    if (!all_finite(values, e->imu))
+        return 0;
+    memcpy(e->inputs + (e->features ? e->features + 1 : 0), values, (size_t)e->imu * sizeof(real));
+    e->drive_is_current = 0;
+    return 1;
+}
+
+int lnn_hold_age(lnn_engine *e, double age)
+{
+    const real scaled = (real)(age / e->age_scale);
+    if (!e->features || !isfinite(scaled))
+        return 0;
+    e->inputs[e->features] = scaled;
+    e->drive_is_current = 0;
+    return 1;
+}
+
+int lnn_advance(lnn_engine *e, double dt)
+{
+    /* as numpy_engine.sub_steps: the margin keeps a whole number of steps at that number */
+    const double count = ceil(dt / e->max_step * (1.0 - 1e-6));
+    if (!(dt > 0 && count <= MOST_SUB_STEPS)) /* false for a NaN, too */
+        return 0;
+    const int64_t steps = count < 1 ? 1 : (int64_t)count;
+    if (!e->drive_is_current) {
+        e->kernels->affine(&e->of_input, e->of_input.bias, e->inputs, e->driven);
+        e->drive_is_current = 1;
+    }
+    e->kernels->neural_ltc(&e->cell, e->driven, e->joint, e->gate, steps,
+                           (real)(dt / (double)steps));
+    return 1;
+}
+
+void lnn_command(lnn_engine *e)
+{
+    const real *value = e->joint;
+    for (int64_t i = 0; i < e->readouts; i++) {
+        e->kernels->affine(&e->readout[i], e->readout[i].bias, value, e->hidden[i]);
+        if (i + 1 < e->readouts)
+            e->kernels->elementwise(LNN_RELU, e->readout[i].outputs, e->hidden[i], e->hidden[i]);
+        value = e->hidden[i];
+    }
+    real *outputs = e->hidden[e->readouts - 1];
+    for (int64_t i = 0; i < e->outputs; i++)
+        outputs[i] = outputs[i] * e->half[i] + e->middle[i];
+}

@@ -1,0 +1,236 @@
+/* The inner loops for any processor; kernels_v3.c compiles this file again for AVX2 and FMA. */
+#include "kernels.h"
+
+#include "elementary.h"
+
+#ifndef LNN_VARIANT
+#define LNN_VARIANT lnn_kernels_baseline
+#define LNN_VARIANT_NAME "baseline"
+#endif
+
+/* GCC's vector types: one register where the processor has it, else several. Unaligned. */
+typedef real lanes __attribute__((vector_size(LNN_LANES * sizeof(real)), aligned(sizeof(real)),
+                                  may_alias));
+typedef real quad __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
+typedef uint8_t bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint16_t words16 __attribute__((vector_size(32), aligned(2), may_alias));
+
+#define AT(type, pointer) (*(type *)(pointer))
+#define CONST_AT(type, pointer) (*(const type *)(pointer))
+
+static void affine(const lnn_map *map, const real *bias, const real *x, real *restrict out)
+{
+    const int64_t inputs = map->inputs, outputs = map->outputs;
+    const real *w = map->weight;
+    int64_t i = 0;
+    for (; i + LNN_BLOCK <= outputs; i += LNN_BLOCK) {
+        lanes a = CONST_AT(lanes, bias + i), b = CONST_AT(lanes, bias + i + LNN_LANES);
+        lanes c = CONST_AT(lanes, bias + i + 2 * LNN_LANES);
+        lanes d = CONST_AT(lanes, bias + i + 3 * LNN_LANES);
+        for (int64_t j = 0; j < inputs; j++, w += LNN_BLOCK) {
+            a += CONST_AT(lanes, w) * x[j];
+            b += CONST_AT(lanes, w + LNN_LANES) * x[j];
+            c += CONST_AT(lanes, w + 2 * LNN_LANES) * x[j];
+            d += CONST_AT(lanes, w + 3 * LNN_LANES) * x[j];
+        }
+        AT(lanes, out + i) = a;
+        AT(lanes, out + i + LNN_LANES) = b;
+        AT(lanes, out + i + 2 * LNN_LANES) = c;
+        AT(lanes, out + i + 3 * LNN_LANES) = d;
+    }
+    for (; i < outputs; i += LNN_LANES) { /* four sums, or each would wait for the one before it */
+        lanes a = CONST_AT(lanes, bias + i), b = {0}, c = {0}, d = {0};
+        int64_t j = 0;
+        for (; j + 4 <= inputs; j += 4, w += 4 * LNN_LANES) {
+            a += CONST_AT(lanes, w) * x[j];
+            b += CONST_AT(lanes, w + LNN_LANES) * x[j + 1];
+            c += CONST_AT(lanes, w + 2 * LNN_LANES) * x[j + 2];
+            d += CONST_AT(lanes, w + 3 * LNN_LANES) * x[j + 3];
+        }
+        for (; j < inputs; j++, w += LNN_LANES)
+            a += CONST_AT(lanes, w) * x[j];
+        AT(lanes, out + i) = (a + b) + (c + d);
+    }
+}
+
+/* ReLU, then as many of the lanes as there are channels */
+static inline void store_rectified(lanes sum, real *out, int64_t channels)
+{
+    real value[LNN_LANES];
+    AT(lanes, value) = sum;
+    for (int k = 0; k < LNN_LANES; k++)
+        value[k] = value[k] < 0 ? 0 : value[k]; /* a NaN stays one */
+    if (channels >= LNN_LANES)
+        memcpy(out, value, sizeof value);
+    else
+        for (int64_t k = 0; k < channels; k++)
+            out[k] = value[k];
+}
+
+/* Four neighbouring pixels of LNN_LANES channels */
+static inline void convolve_four(const lnn_convolution_plan *plan, const real *in, const real *w,
+                                 const real *bias, real *out, int64_t channels)
+{
+    const int64_t pixel = plan->stride * plan->before, segment = plan->kernel * plan->before;
+    lanes a = CONST_AT(lanes, bias), b = a, c = a, d = a;
+    for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
+        for (int64_t j = 0; j < segment; j++, w += LNN_LANES) {
+            const lanes weight = CONST_AT(lanes, w);
+            a += weight * in[j];
+            b += weight * in[j + pixel];
+            c += weight * in[j + 2 * pixel];
+            d += weight * in[j + 3 * pixel];
+        }
+    store_rectified(a, out, channels);
+    store_rectified(b, out + plan->channels, channels);
+    store_rectified(c, out + 2 * plan->channels, channels);
+    store_rectified(d, out + 3 * plan->channels, channels);
+}
+
+static inline void convolve_one(const lnn_convolution_plan *plan, const real *in, const real *w,
+                                const real *bias, real *out, int64_t channels)
+{
+    const int64_t segment = plan->kernel * plan->before;
+    lanes sum = CONST_AT(lanes, bias);
+    for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
+        for (int64_t j = 0; j < segment; j++, w += LNN_LANES)
+            sum += CONST_AT(lanes, w) * in[j];
+    store_rectified(sum, out, channels);
+}
+
+static void convolve(const lnn_convolution_plan *plan, const real *in, real *out)
+{
+    const int64_t panel = plan->kernel * plan->kernel * plan->before * LNN_LANES;
+    const int64_t pixel = plan->stride * plan->before;
+    for (int64_t first = 0; first < plan->channels; first += LNN_LANES) {
+        const real *w = plan->weight + first / LNN_LANES * panel, *bias = plan->bias + first;
+        const int64_t channels = plan->channels - first;
+        for (int64_t y = 0; y < plan->rows; y++) {
+            const real *line = in + y * plan->stride * plan->in_row;
+            real *to = out + y * plan->out_row + first;
+            if (plan->columns < 4) {
+                for (int64_t x = 0; x < plan->columns; x++)
+                    convolve_one(plan, line + x * pixel, w, bias, to + x * plan->channels,
+                                 channels);
+                continue;
+            }
+            for (int64_t x = 0; x < plan->columns; x += 4) {
+                /* the last four may overlap those before: the same numbers once more */
+                const int64_t at = x + 4 <= plan->columns ? x : plan->columns - 4;
+                convolve_four(plan, line + at * pixel, w, bias, to + at * plan->channels, channels);
+            }
+        }
+    }
+}
+
+static void neural_ltc(const lnn_neural_ltc_plan *plan, const real *driven, real *restrict state,
+                       real *restrict gate, int64_t steps, real dt)
+{
+    const int64_t count = plan->lanes;
+    const real *current = driven + count;
+    for (; steps > 0; steps--) {
+        affine(&plan->recurrent, driven, state, gate);
+        for (int64_t i = 0; i < count; i++) {
+            /* f = gain sigmoid(...); h <- equilibrium + (h - equilibrium) exp(-dt (1 + f) / tau) */
+            const real f = plan->gain[i] * lnn_sigmoid(gate[i]);
+            const real opening = 1 + f;
+            const real equilibrium = (current[i] + f * plan->reversal[i]) / opening;
+            const real kept = lnn_exp(-dt * plan->rate[i] * opening);
+            state[i] = equilibrium + (state[i] - equilibrium) * kept;
+        }
+    }
+}
+
+static void elementwise(int function, int64_t count, const real *x, real *out)
+{
+    if (function == LNN_EXP)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = lnn_exp(x[i]);
+    else if (function == LNN_SIGMOID)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = lnn_sigmoid(x[i]);
+    else if (function == LNN_TANH)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = lnn_tanh(x[i]);
+    else
+        for (int64_t i = 0; i < count; i++)
+            out[i] = x[i] < 0 ? 0 : x[i];
+}
+
+enum { AVERAGE_BLOCK = 32, AVERAGE_ROWS = 256 }; /* 256 rows of bytes still fit 16 bits */
+
+static void average_rows(const uint8_t *first, size_t step, int64_t count, const real share[3],
+                         int64_t bytes, real *restrict out)
+{
+    const uint8_t *last = first + (size_t)(count - 1) * step;
+    /* every row counts with the inner share; the outer two are then corrected, if they differ */
+    const real more_first = share[0] - share[1];
+    const real more_last = count > 1 ? share[2] - share[1] : 0;
+    for (int64_t x = 0; x < bytes; x += AVERAGE_BLOCK) {
+        int64_t at = x;
+        if (x + AVERAGE_BLOCK > bytes && bytes >= AVERAGE_BLOCK)
+            at = bytes - AVERAGE_BLOCK; /* overlaps the one before: nothing is read past the row */
+        const int64_t width = bytes < AVERAGE_BLOCK ? bytes : AVERAGE_BLOCK;
+        real *to = out + at;
+        for (int64_t from = 0; from < count; from += AVERAGE_ROWS) {
+            const int64_t rows = count - from < AVERAGE_ROWS ? count - from : AVERAGE_ROWS;
+            const uint8_t *row = first + (size_t)from * step + at;
+            uint16_t sum[AVERAGE_BLOCK];
+            if (width == AVERAGE_BLOCK) {
+                words16 low = {0}, high = {0};
+                for (int64_t i = 0; i < rows; i++, row += step) {
+                    low += __builtin_convertvector(CONST_AT(bytes16, row), words16);
+                    high += __builtin_convertvector(CONST_AT(bytes16, row + 16), words16);
+                }
+                AT(words16, sum) = low;
+                AT(words16, sum + 16) = high;
+            } else {
+                memset(sum, 0, sizeof sum);
+                for (int64_t i = 0; i < rows; i++, row += step)
+                    for (int64_t k = 0; k < width; k++)
+                        sum[k] = (uint16_t)(sum[k] + row[k]);
+            }
+            if (from == 0)
+                for (int64_t k = 0; k < width; k++)
+                    to[k] = share[1] * (real)sum[k];
+            else
+                for (int64_t k = 0; k < width; k++)
+                    to[k] += share[1] * (real)sum[k];
+        }
+        if (more_first != 0 || more_last != 0)
+            for (int64_t k = 0; k < width; k++)
+                to[k] += more_first * (real)first[at + k] + more_last * (real)last[at + k];
+    }
+}
+
+static void average_columns(const lnn_view *view, const real *row, int64_t plane, real *restrict out)
+{
+    const lnn_spans *spans = &view->columns;
+    const int64_t source_channels = view->source_channels;
+    for (int64_t x = 0; x < spans->target; x++, out++) {
+        /* always four channels at once: the row has room for it, what is too much is not used */
+        const real *from = row + spans->first[x] * source_channels;
+        const real *end = from + (spans->count[x] - 1) * source_channels;
+        const real inner = spans->inner_share[x];
+        quad sum = CONST_AT(quad, from) * spans->first_share[x];
+        if (end != from) {
+            quad between = {0};
+            for (const real *p = from + source_channels; p < end; p += source_channels)
+                between += CONST_AT(quad, p);
+            sum += between * inner + CONST_AT(quad, end) * spans->last_share[x];
+        }
+        real average[4];
+        AT(quad, average) = sum;
+        for (int64_t c = 0; c < view->channels; c++) {
+            real value = 0;
+            for (int64_t s = 0; s < source_channels; s++)
+                value += view->mix[c * source_channels + s] * average[s];
+            out[c * plane] = (value - view->mean) / view->scale;
+        }
+    }
+}
+
+const lnn_kernels LNN_VARIANT = {
+    LNN_VARIANT_NAME, affine,       convolve,        neural_ltc,
+    elementwise,      average_rows, average_columns,
+};

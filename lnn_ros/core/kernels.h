@@ -1,0 +1,71 @@
+/* The inner loops, compiled once per kind of processor; engine.c and image.c call them. */
+#ifndef LNN_KERNELS_H
+#define LNN_KERNELS_H
+
+#include "core.h"
+
+enum {
+    LNN_LANES = 8,             /* every vector of outputs is padded to a multiple of it */
+    LNN_BLOCK = 4 * LNN_LANES, /* outputs that one pass over the inputs computes */
+};
+
+static inline int64_t lnn_padded(int64_t count)
+{
+    return (count + LNN_LANES - 1) / LNN_LANES * LNN_LANES;
+}
+
+/* Where the weight of (output, input) lies: blocks of LNN_BLOCK outputs, then blocks of LNN_LANES;
+ * inside a block the outputs of one input stand together. `outputs` is a multiple of LNN_LANES. */
+static inline int64_t lnn_weight_at(int64_t output, int64_t input, int64_t outputs, int64_t inputs)
+{
+    const int64_t whole = outputs / LNN_BLOCK * LNN_BLOCK;
+    const int64_t wide = output < whole ? LNN_BLOCK : LNN_LANES;
+    return output / wide * wide * inputs + input * wide + output % wide;
+}
+
+/* An affine map with packed weights; the bias may change from call to call. */
+typedef struct {
+    int64_t inputs, outputs; /* outputs padded */
+    real *weight, *bias;
+} lnn_map;
+
+/* One convolution, channels last. The input carries its zero padding; the output goes to the
+ * inside of the next layer's input. Weights: [outputs / lanes][kernel][kernel * before][lanes]. */
+typedef struct {
+    int64_t before, channels, kernel, stride, rows, columns;
+    int64_t in_row, out_row; /* reals from one row to the next */
+    real *weight, *bias;
+} lnn_convolution_plan;
+
+typedef struct {
+    int64_t lanes; /* padded units */
+    lnn_map recurrent;
+    real *gain, *reversal, *rate;
+} lnn_neural_ltc_plan;
+
+struct lnn_kernels {
+    const char *name;
+    /* out = bias + weight x */
+    void (*affine)(const lnn_map *map, const real *bias, const real *x, real *out);
+    void (*convolve)(const lnn_convolution_plan *plan, const real *in, real *out);
+    /* `steps` sub-steps of `dt` seconds; driven: the input's part of the gate, of the current */
+    void (*neural_ltc)(const lnn_neural_ltc_plan *plan, const real *driven, real *state, real *gate,
+                       int64_t steps, real dt);
+    void (*elementwise)(int function, int64_t count, const real *x, real *out);
+    /* rows of bytes averaged into one row of reals */
+    void (*average_rows)(const uint8_t *first, size_t step, int64_t count, const real share[3],
+                         int64_t bytes, real *out);
+    /* a row of reals, `source_channels` a pixel, averaged, mixed and normalised into one row of
+     * each channel, `plane` reals apart */
+    void (*average_columns)(const lnn_view *view, const real *row, int64_t plane, real *out);
+};
+
+enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU };
+
+extern const lnn_kernels lnn_kernels_baseline;
+#if defined(__x86_64__)
+#define LNN_HAS_V3 1
+extern const lnn_kernels lnn_kernels_v3;
+#endif
+
+#endif
