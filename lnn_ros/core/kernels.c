@@ -53,11 +53,12 @@ static void affine(const lnn_map *map, const real *bias, const real *x, real *re
     }
 }
 
-/* ReLU, then as many of the lanes as there are channels */
-static inline void store_rectified(lanes sum, real *out, int64_t channels)
+/* ReLU, then as many of the lanes as there are channels. By address: without AVX a vector this
+ * wide has no agreed way to be passed by value. */
+static inline void store_rectified(const lanes *sum, real *out, int64_t channels)
 {
     real value[LNN_LANES];
-    AT(lanes, value) = sum;
+    AT(lanes, value) = *sum;
     for (int k = 0; k < LNN_LANES; k++)
         value[k] = value[k] < 0 ? 0 : value[k]; /* a NaN stays one */
     if (channels >= LNN_LANES)
@@ -81,10 +82,10 @@ static inline void convolve_four(const lnn_convolution_plan *plan, const real *i
             c += weight * in[j + 2 * pixel];
             d += weight * in[j + 3 * pixel];
         }
-    store_rectified(a, out, channels);
-    store_rectified(b, out + plan->channels, channels);
-    store_rectified(c, out + 2 * plan->channels, channels);
-    store_rectified(d, out + 3 * plan->channels, channels);
+    store_rectified(&a, out, channels);
+    store_rectified(&b, out + plan->channels, channels);
+    store_rectified(&c, out + 2 * plan->channels, channels);
+    store_rectified(&d, out + 3 * plan->channels, channels);
 }
 
 static inline void convolve_one(const lnn_convolution_plan *plan, const real *in, const real *w,
@@ -95,7 +96,7 @@ static inline void convolve_one(const lnn_convolution_plan *plan, const real *in
     for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
         for (int64_t j = 0; j < segment; j++, w += LNN_LANES)
             sum += CONST_AT(lanes, w) * in[j];
-    store_rectified(sum, out, channels);
+    store_rectified(&sum, out, channels);
 }
 
 static void convolve(const lnn_convolution_plan *plan, const real *in, real *out)

@@ -226,10 +226,13 @@ def test_package_that_pip_installed_is_found_without_ament_prefix_path(
 def test_node_gets_arguments_name_namespace_parameters_and_remaps_in_the_order_of_launch(
     plan: PlanOf, prefix: Path
 ) -> None:
-    result = plan(f"""
+    result = plan(
+        f"""
       {NODE} name="n" namespace="ns" args="--fast 1" ros_args="--log-level debug">
         <remap from="a" to="$(var t)"/><param name="p" value="1"/><remap from="/b" to="c"/>
-      </node>""", t='/x')
+      </node>""",
+        t='/x',
+    )
     command = list(result.processes[0].command)
     file = command.index('--params-file') + 1
     assert Path(command.pop(file)).is_file()
@@ -395,7 +398,7 @@ def test_parameter_file_is_passed_as_it_is_unless_substitutions_are_allowed(
         ('<log message="$(var a"/>', 'no closing ) for $(var ...)'),
         ('<log message="$(var  a)"/>', 'exactly one space goes before each argument'),
         ('<log message="$(dirname a)"/>', '$(dirname) takes 0 to 0 arguments'),
-        ("<log message=\"$(var 'a)\"/>", "no closing ' in $(var ...)"),
+        ('<log message="$(var \'a)"/>', "no closing ' in $(var ...)"),
         ('<log message="$(var nope)"/>', '$(var nope): not set, and no default given'),
         ('<log message="$(env UNSET)"/>', '$(env UNSET): not set, and no default given'),
         ('<log message="$(find-pkg-share nope)"/>', 'no package "nope" in '),
@@ -527,8 +530,11 @@ def test_every_argument_of_our_launch_files_has_default_and_description(name: st
 
 
 def test_arguments_are_listed_in_order_with_defaults_as_written(tmp_path: Path) -> None:
-    file = write(tmp_path, """<arg name="a" description="First."/>
-      <group><arg name="b" default="$(var a)"><choice value="x"/></arg></group>""")
+    file = write(
+        tmp_path,
+        """<arg name="a" description="First."/>
+      <group><arg name="b" default="$(var a)"><choice value="x"/></arg></group>""",
+    )
     assert launch_xml.arguments(file) == [
         Argument('a', None, 'First.'), Argument('b', '$(var a)', '', ('x',)),
     ]  # fmt: skip

@@ -1,0 +1,197 @@
+/* Runs the C core over many sizes under the sanitizers; every buffer is exactly as large as said.
+ * Prints the number of engines and images that it ran. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core.h"
+
+static uint32_t seed = 1;
+
+static uint32_t draw(uint32_t below)
+{
+    seed = seed * 1664525u + 1013904223u;
+    return (seed >> 8) % below;
+}
+
+static real *numbers(int64_t count)
+{
+    real *out = malloc((size_t)(count ? count : 1) * sizeof *out);
+    for (int64_t i = 0; i < count; i++)
+        out[i] = (real)draw(2001) / 1000 - 1;
+    return out;
+}
+
+static void *kept[256];
+static int keeping;
+
+static const real *weights(int64_t count)
+{
+    return kept[keeping++] = numbers(count);
+}
+
+static int run_engine(const lnn_kernels *kernels)
+{
+    lnn_policy policy;
+    memset(&policy, 0, sizeof policy);
+    policy.units = 1 + draw(70);
+    policy.max_step = 0.05;
+    policy.age_scale = 0.5;
+    policy.imu = draw(7);
+    lnn_convolution layer[4];
+    int64_t inputs = policy.imu;
+    if (draw(3)) {
+        policy.channels = draw(2) ? 3 : 1;
+        int64_t channels = policy.channels, height = 1 + draw(20), width = 1 + draw(20);
+        policy.height = height;
+        policy.width = width;
+        policy.convolutions = draw(5);
+        policy.convolution = layer;
+        for (int64_t i = 0; i < policy.convolutions; i++) {
+            const int64_t k = 1 + draw(4);
+            layer[i].channels = 1 + draw(20);
+            layer[i].kernel = k;
+            layer[i].stride = 1 + draw(3);
+            layer[i].padding = draw((uint32_t)k);
+            layer[i].weight = weights(layer[i].channels * channels * k * k);
+            layer[i].bias = weights(layer[i].channels);
+            height = (height + 2 * layer[i].padding - k) / layer[i].stride + 1;
+            width = (width + 2 * layer[i].padding - k) / layer[i].stride + 1;
+            channels = layer[i].channels;
+            if (height < 1 || width < 1) { /* it does not fit: must be refused */
+                height = width = 0;
+                break;
+            }
+        }
+        policy.features.outputs = 1 + draw(30);
+        policy.features.weight = weights(policy.features.outputs * channels * height * width);
+        policy.features.bias = weights(policy.features.outputs);
+        inputs += policy.features.outputs + 1;
+    }
+    const int64_t units = policy.units;
+    const lnn_neural_ltc cell = {
+        weights(units * inputs), weights(units * units), weights(units), weights(units),
+        weights(units * inputs), weights(units),         weights(units), weights(units),
+    };
+    policy.cell = cell;
+    lnn_linear readout[4];
+    policy.readouts = 1 + draw(4);
+    policy.readout = readout;
+    int64_t before = units + inputs;
+    for (int64_t i = 0; i < policy.readouts; i++) {
+        readout[i].outputs = 1 + draw(40);
+        readout[i].weight = weights(before * readout[i].outputs);
+        readout[i].bias = weights(readout[i].outputs);
+        before = readout[i].outputs;
+    }
+    policy.middle = weights(before);
+    policy.half = weights(before);
+
+    int ran = 0;
+    const size_t size = lnn_engine_size(&policy);
+    if (size) {
+        void *memory = NULL;
+        if (posix_memalign(&memory, 64, size))
+            return 0;
+        memset(memory, 0, size);
+        lnn_engine *engine = lnn_engine_place(memory, &policy, kernels);
+        real *pixels = numbers(policy.channels * policy.height * policy.width);
+        real *imu = numbers(policy.imu);
+        for (int step = 0; step < 3; step++) {
+            if (policy.channels)
+                lnn_hold_image(engine, pixels), lnn_hold_age(engine, 0.1 * step);
+            lnn_hold_imu(engine, imu);
+            lnn_advance(engine, 0.03 + 0.1 * step);
+            lnn_command(engine);
+        }
+        for (int64_t i = 0; i < before; i++)
+            ran |= lnn_engine_outputs(engine)[i] == lnn_engine_outputs(engine)[i];
+        for (int64_t i = 0; i < units; i++)
+            ran |= lnn_engine_state(engine)[i] == lnn_engine_state(engine)[i];
+        lnn_advance(engine, -1.0);
+        lnn_advance(engine, 0.0 / 0.0 * (double)imu[0]);
+        lnn_advance(engine, 1e300);
+        free(pixels);
+        free(imu);
+        free(memory);
+    }
+    while (keeping)
+        free(kept[--keeping]);
+    return ran;
+}
+
+static void refuse_hostile_sizes(void)
+{
+    const int64_t hostile[] = {INT64_MIN, -1, 0, 1, 65536, 65537, 1000000007, INT64_MAX};
+    const int count = sizeof hostile / sizeof *hostile;
+    for (int i = 0; i < 200000; i++) {
+        lnn_policy policy;
+        lnn_convolution layers[16];
+        lnn_linear readouts[16];
+        memset(&policy, 0, sizeof policy);
+        memset(layers, 0, sizeof layers);
+        memset(readouts, 0, sizeof readouts);
+        int64_t *sizes[] = {&policy.units,        &policy.imu,           &policy.channels,
+                            &policy.height,       &policy.width,         &policy.convolutions,
+                            &policy.readouts,     &layers[0].channels,   &layers[0].kernel,
+                            &layers[0].stride,    &layers[0].padding,    &readouts[0].outputs,
+                            &readouts[1].outputs, &policy.features.outputs};
+        for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
+            *sizes[k] = draw(3) ? 1 + draw(9) : hostile[draw((uint32_t)count)];
+        policy.max_step = draw(4) ? 0.05 : 0.0;
+        policy.age_scale = 1;
+        policy.convolution = layers;
+        policy.readout = readouts;
+        if (lnn_engine_size(&policy) > (size_t)1 << 30)
+            abort();
+    }
+}
+
+static int see_image(const lnn_kernels *kernels)
+{
+    const int64_t height = 1 + draw(700), width = 1 + draw(60), rows = 1 + draw(9);
+    const int64_t columns = 1 + draw(9), source = draw(3) == 0 ? 1 : 3 + draw(2);
+    const size_t step = (size_t)(width * source) + draw(9);
+    int64_t first[2][16], counts[2][16];
+    real share[16];
+    for (int i = 0; i < 16; i++)
+        share[i] = (real)(1 + draw(9)) / 100;
+    for (int axis = 0; axis < 2; axis++)
+        for (int64_t i = 0; i < 10; i++) {
+            const int64_t cells = axis ? width : height;
+            first[axis][i] = draw((uint32_t)cells);
+            counts[axis][i] = 1 + draw((uint32_t)(cells - first[axis][i]));
+        }
+    const real *mix = weights(3 * source);
+    const lnn_view view = {
+        {first[0], counts[0], share, share + 1, share + 2, rows},
+        {first[1], counts[1], share, share + 1, share + 2, columns},
+        mix, 3, source, width, (real)0.5, (real)0.25,
+    };
+    const size_t bytes = (size_t)(height - 1) * step + (size_t)(width * source);
+    uint8_t *image = malloc(bytes);
+    for (size_t i = 0; i < bytes; i++)
+        image[i] = (uint8_t)draw(256);
+    real *scratch = numbers((int64_t)lnn_view_scratch(&view));
+    real *pixels = numbers(3 * rows * columns);
+    lnn_see(&view, kernels, image, step, scratch, pixels);
+    free(image);
+    free(scratch);
+    free(pixels);
+    while (keeping)
+        free(kept[--keeping]);
+    return 1;
+}
+
+int main(void)
+{
+    int engines = 0, images = 0;
+    refuse_hostile_sizes();
+    for (int i = 0; lnn_kernels_at(i); i++)
+        for (int k = 0; k < 300; k++) {
+            engines += run_engine(lnn_kernels_at(i));
+            images += see_image(lnn_kernels_at(i));
+        }
+    printf("%d engines, %d images\n", engines, images);
+    return 0;
+}

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from lnn_ros import core
+from lnn_ros.core import build
+from lnn_ros.core.compiled import CEngine
+from lnn_ros.core.numpy_engine import NumpyEngine, sub_steps
+from lnn_ros.policy import Policy, PolicyError
+
+SOURCES = Path(__file__).parents[2] / 'lnn_ros' / 'core'
+SHAPES = {
+    'car': {},
+    'imu_only_linear_readout': {'image': None, 'units': 5, 'imu': 3, 'readout': ()},
+    'vision_only_mono': {'image': (1, 11, 13), 'layers': ((5, 5, 3, 4), (3, 2, 1, 0)), 'imu': 0},
+    'no_convolution': {'image': (3, 4, 5), 'layers': (), 'units': 33},
+    'dense_128': {'image': None, 'units': 128, 'readout': (9,)},
+    'narrow_columns': {'image': (3, 20, 6), 'layers': ((17, 3, 2, 1), (9, 3, 1, 0)), 'units': 1},
+}
+
+
+@pytest.fixture(scope='module')
+def module() -> ModuleType:
+    return importlib.import_module('lnn_ros.core._core')
+
+
+@pytest.fixture(scope='module')
+def double(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The same source, computing in double."""
+    folder = tmp_path_factory.mktemp('double')
+    build.builder('_core_double', 'double', str(SOURCES)).compile(str(folder))
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module('_core_double')
+    finally:
+        sys.path.remove(str(folder))
+
+
+def variants(module: ModuleType) -> list[int]:
+    found = 0
+    while module.lib.lnn_kernels_at(found) != module.ffi.NULL:
+        found += 1
+    return list(range(found))
+
+
+def drive(policy: Policy, engines: list, steps: int, seed: int = 1):
+    """Feed the same irregular messages to all engines; yield after each."""
+    contract = policy.contract
+    rng = np.random.default_rng(seed)
+    for k in range(steps):
+        dt = float(10 ** rng.uniform(-4, -0.4))
+        frame = age = sample = None
+        if contract.image and k % 5 == 0:
+            shape = (contract.image.channels, contract.image.height, contract.image.width)
+            frame = rng.normal(size=shape).astype(np.float32)
+        if contract.image:
+            age = float(rng.uniform(0.0, 0.3))
+        if contract.imu:
+            sample = rng.normal(size=len(contract.imu.fields)).astype(np.float32)
+        for engine in engines:
+            real = engine.state.dtype
+            if frame is not None:
+                engine.hold_image(frame.astype(real))
+            if age is not None:
+                engine.hold_image_age(age)
+            if sample is not None:
+                engine.hold_imu(sample.astype(real))
+            engine.advance(dt)
+        yield dt, frame, age, sample
+
+
+def assert_close(actual, expected, tolerance: float) -> None:
+    """Within `tolerance` of the size of what is expected, and of 1 for small numbers."""
+    error = np.abs(np.asarray(actual) - expected).max() / max(1.0, np.abs(expected).max())
+    assert error <= tolerance
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_c_equals_numpy_over_irregular_steps(shape, make_policy, module) -> None:
+    policy = make_policy(**SHAPES[shape])
+    reference = NumpyEngine(policy)
+    engines = [CEngine(policy, module, variant) for variant in variants(module)]
+    for _ in drive(policy, [reference, *engines], 10_000 if shape == 'car' else 500):
+        for engine in engines:
+            assert_close(engine.state, reference.state, 1e-6)
+            # a readout adds up to 200 numbers, which may cancel
+            assert_close(engine.command(), reference.command(), 3e-6)
+
+
+class Reference:
+    """The equations written out in float64, one number at a time where it matters."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.tensors = {name: t.astype(np.float64) for name, t in policy.tensors.items()}
+        self.h = np.zeros(policy.contract.units)
+        self.features = self.age = None
+        self.imu = np.zeros(0)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        encoder = self.policy.contract.encoder
+        x = pixels.astype(np.float64)
+        for i, layer in enumerate(encoder.layers):
+            x = np.pad(x, ((0, 0), (layer.padding,) * 2, (layer.padding,) * 2))
+            weight = self.tensors[f'encoder.{2 * i}.weight']
+            k, s = layer.kernel, layer.stride
+            rows, columns = (x.shape[1] - k) // s + 1, (x.shape[2] - k) // s + 1
+            out = np.empty((layer.channels, rows, columns))
+            for y in range(rows):
+                for z in range(columns):
+                    patch = x[:, y * s : y * s + k, z * s : z * s + k]
+                    out[:, y, z] = np.tensordot(weight, patch, 3)
+            x = np.maximum(out + self.tensors[f'encoder.{2 * i}.bias'][:, None, None], 0.0)
+        name = f'encoder.{2 * len(encoder.layers) + 1}'
+        return np.tanh(self.tensors[f'{name}.weight'] @ x.ravel() + self.tensors[f'{name}.bias'])
+
+    @property
+    def u(self) -> np.ndarray:
+        if self.features is None:
+            return self.imu
+        return np.concatenate((self.features, [self.age], self.imu))
+
+    def advance(self, dt: float) -> None:
+        t, u = self.tensors, self.u
+        steps = max(math.ceil(dt / self.policy.contract.max_step * (1 - 1e-6)), 1)
+        for _ in range(steps):
+            pre = t['cell.gate_input'] @ u + t['cell.gate_recurrent'] @ self.h + t['cell.gate_bias']
+            f = np.exp(t['cell.log_gain']) / (1.0 + np.exp(-pre))
+            current = t['cell.leak'] + t['cell.drive'] @ u
+            equilibrium = (current + f * t['cell.reversal']) / (1.0 + f)
+            kept = np.exp(-dt / steps * (1.0 + f) / np.exp(t['cell.log_tau']))
+            self.h = equilibrium + (self.h - equilibrium) * kept
+
+    def command(self) -> np.ndarray:
+        x = np.concatenate((self.h, self.u))
+        layers = len(self.policy.contract.readout) + 1
+        for i in range(layers):
+            x = self.tensors[f'readout.{2 * i}.weight'] @ x + self.tensors[f'readout.{2 * i}.bias']
+            x = np.maximum(x, 0.0) if i < layers - 1 else x
+        outputs = self.policy.contract.outputs
+        low, high = (np.array([getattr(o, end) for o in outputs]) for end in ('min', 'max'))
+        return x * (high - low) / 2 + (high + low) / 2
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_double_build_equals_the_equations_in_float64(shape, make_policy, double) -> None:
+    policy = make_policy(**SHAPES[shape])
+    # exp(log_gain) and exp(-log_tau) are made in float32 from the file's numbers; here they are 1
+    # and 4, exactly
+    policy.tensors['cell.log_gain'][:] = 0.0
+    engines = [CEngine(policy, double, variant) for variant in variants(double)]
+    reference = Reference(policy)
+    rate = np.exp(-policy.tensors['cell.log_tau'])
+    reference.tensors['cell.log_tau'] = -np.log(rate.astype(np.float64))
+    image = policy.contract.image
+    for dt, frame, age, sample in drive(policy, engines, 200):
+        if frame is not None:
+            reference.features = reference.encode(frame)
+        if age is not None:
+            reference.age = age / image.age_scale
+        if sample is not None:
+            reference.imu = sample.astype(np.float64)
+        reference.advance(dt)
+        for engine in engines:
+            assert_close(engine.state, reference.h, 1e-12)
+            assert_close(engine.command(), reference.command(), 1e-12)
+
+
+@pytest.mark.parametrize('precision', ['module', 'double'])
+def test_elementary_functions_are_accurate_and_let_nan_through(precision, request) -> None:
+    compiled = request.getfixturevalue(precision)
+    real, bound = (np.float32, 1.5e-7) if precision == 'module' else (np.float64, 1e-15)
+    ffi, lib = compiled.ffi, compiled.lib
+
+    def computed(kernels, function: int, x: np.ndarray) -> np.ndarray:
+        out = np.empty_like(x)
+        pointers = (ffi.from_buffer('real[]', array) for array in (x, out))
+        lib.lnn_elementwise(kernels, function, x.size, *pointers)
+        return out
+
+    near_zero = np.random.default_rng(0).normal(size=20_000) * 1e-3
+    x = np.concatenate((np.linspace(-86.0, 87.0, 200_001), near_zero)).astype(real)
+    wide = x.astype(np.longdouble)
+    exact = np.exp(wide), 1.0 / (1.0 + np.exp(-wide)), np.tanh(wide)
+    odd = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30], dtype=real)
+    for kernels in map(lib.lnn_kernels_at, variants(compiled)):
+        for function, expected in enumerate(exact):
+            inside = expected != 0.0
+            value = computed(kernels, function, x)[inside] / expected[inside]
+            assert np.abs(value - 1.0).max() < bound
+            of_odd = computed(kernels, function, odd)
+            assert np.isnan(of_odd[0]) and np.isfinite(of_odd[1:]).all()
+        assert computed(kernels, 2, odd)[1:].tolist() == [1.0, -1.0, 1.0, -1.0]
+
+
+ENGINES = ('numpy', 'c')
+
+
+def make_engine(kind: str, policy: Policy, module: ModuleType):
+    return NumpyEngine(policy) if kind == 'numpy' else CEngine(policy, module)
+
+
+@pytest.mark.parametrize('dt', [0.0, -0.1, math.nan, math.inf, -math.inf, 1e6])
+@pytest.mark.parametrize('kind', ENGINES)
+def test_interval_that_makes_no_sense_is_refused_and_state_kept(
+    kind, dt, make_policy, module
+) -> None:
+    engine = make_engine(kind, make_policy(), module)
+    engine.advance(0.02)
+    before = engine.state.copy()
+    with pytest.raises(ValueError, match='dt is'):
+        engine.advance(dt)
+    assert (engine.state == before).all()
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('kind', ENGINES)
+def test_input_that_is_not_finite_is_refused_and_held_inputs_kept(
+    kind, bad, make_policy, module
+) -> None:
+    policy = make_policy()
+    engine, twin = (make_engine(kind, policy, module) for _ in range(2))
+    rng = np.random.default_rng(0)
+    pixels, values = rng.normal(size=(3, 18, 32)), rng.normal(size=6)
+    for each in (engine, twin):
+        each.hold_image(pixels.astype(np.float32))
+        each.hold_imu(values.astype(np.float32))
+        each.hold_image_age(0.1)
+    spoiled, sample = pixels.astype(np.float32), values.astype(np.float32)
+    spoiled[2, 17, 31] = sample[5] = bad
+    for hold, value in (
+        (engine.hold_image, spoiled),
+        (engine.hold_imu, sample),
+        (engine.hold_image_age, bad),
+    ):
+        with pytest.raises(ValueError, match='finite'):
+            hold(value)
+    engine.advance(0.02)
+    twin.advance(0.02)
+    assert (engine.state == twin.state).all() and (engine.command() == twin.command()).all()
+
+
+@pytest.mark.parametrize('kind', ENGINES)
+def test_input_of_another_type_or_size_is_refused(kind, make_policy, module) -> None:
+    engine = make_engine(kind, make_policy(), module)
+    image, imu = np.zeros((3, 18, 32), np.float32), np.zeros(6, np.float32)
+    for wrong in (image.astype(np.float64), image[:, 1:], image.ravel(), image.tolist(), None):
+        with pytest.raises(ValueError, match='image is .* the policy takes'):
+            engine.hold_image(wrong)
+    for wrong in (imu.astype('>f4'), imu[:5], np.zeros(7, np.float32), np.zeros((1, 6), '<f4'), 0):
+        with pytest.raises(ValueError, match='imu is .* the policy takes'):
+            engine.hold_imu(wrong)
+
+
+@pytest.mark.parametrize('kind', ENGINES)
+def test_input_that_the_policy_does_not_take_is_refused(kind, make_policy, module) -> None:
+    blind = make_engine(kind, make_policy(image=None), module)
+    with pytest.raises(ValueError, match='takes no image'):
+        blind.hold_image(np.zeros((3, 18, 32), np.float32))
+    with pytest.raises(ValueError, match='takes no image'):
+        blind.hold_image_age(0.1)
+    with pytest.raises(ValueError, match='takes no imu'):
+        make_engine(kind, make_policy(imu=0), module).hold_imu(np.zeros(6, np.float32))
+
+
+@pytest.mark.parametrize('kind', ENGINES)
+def test_arrays_may_be_reused_exchanged_or_strided(kind, make_policy, module) -> None:
+    policy = make_policy(image=None)
+    engine, twin = make_engine(kind, policy, module), NumpyEngine(policy)
+    first, second = np.ones(6, np.float32), np.arange(12, dtype=np.float32)[::2]
+    for values in (first, second, first, second):
+        values *= np.float32(0.5)
+        for each in (engine, twin):
+            each.hold_imu(values)
+            each.advance(0.02)
+        assert_close(engine.state, twin.state, 1e-6)
+
+
+def test_tensors_that_do_not_fit_the_contract_are_refused(make_policy, module) -> None:
+    for kind in ENGINES:
+        for name, tensor, message in (
+            ('cell.leak', None, 'missing'),
+            ('cell.leak', np.zeros(31, np.float32), 'shape'),
+            ('cell.other', np.zeros(1, np.float32), 'unknown'),
+            ('cell.log_gain', np.full(32, 100.0, np.float32), 'infinite'),
+            ('cell.log_tau', np.full(32, -100.0, np.float32), 'infinite'),
+        ):
+            policy = make_policy()
+            policy.tensors.pop(name, None)
+            if tensor is not None:
+                policy.tensors[name] = tensor
+            with pytest.raises(PolicyError, match=f'{name}.*{message}|{message}.*{name}'):
+                make_engine(kind, policy, module)
+
+
+def test_state_and_command_outlive_the_engine(make_policy, module) -> None:
+    engine = CEngine(make_policy(), module)
+    engine.advance(0.1)
+    state, command = engine.state, engine.command()
+    expected = state.copy(), command.copy()
+    del engine
+    gc.collect()
+    np.ones(1_000_000)  # would reuse the memory, had it been freed
+    assert (state == expected[0]).all() and (command == expected[1]).all()
+
+
+def test_sub_steps_are_whole_at_multiples_of_the_longest_step() -> None:
+    assert [sub_steps(k * 0.05, 0.05) for k in range(1, 7)] == [1, 2, 3, 4, 5, 6]
+    assert sub_steps(0.0501, 0.05) == 2 and sub_steps(1e-9, 0.05) == 1
+
+
+def test_numpy_serves_and_says_so_once_without_the_compiled_core(
+    make_policy, monkeypatch, caplog
+) -> None:
+    monkeypatch.setitem(sys.modules, 'lnn_ros.core._core', None)
+    core.compiled_module.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            engines = [core.open_engine(make_policy()) for _ in range(2)]
+        assert all(isinstance(engine, NumpyEngine) for engine in engines)
+        assert len(caplog.records) == 1 and 'apt-get install gcc' in caplog.text
+    finally:
+        core.compiled_module.cache_clear()
+
+
+def test_the_compiled_core_serves_where_it_is_there(make_policy, module) -> None:
+    assert isinstance(core.open_engine(make_policy()), CEngine)
