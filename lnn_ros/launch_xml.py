@@ -255,7 +255,7 @@ class Plan:
             is_respawned = coerce(respawn, 'bool', lenient=False)
         except ValueError as error:
             element.fail(str(error))
-        if not command:
+        if not any(command):
             element.fail('the command is empty')
         if delay < 0:
             element.fail(f'respawn_delay="{delay:g}" is negative')
@@ -314,7 +314,7 @@ class Plan:
                 value = [finish(item, kind.removeprefix('list_of_')) for item in value]
             else:
                 value = finish(value, kind)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             param.fail(str(error))
         items = value if isinstance(value, list) else [value]
         kinds = {type(item).__name__ for item in items}

@@ -288,7 +288,8 @@ class SimulatorNode(Node):
                 latency=np.array(self._latencies),
                 frames=np.array(self._frames),
                 centre=self._world.track.centre,
-                top_view=self._world.top_view(900),
+                top_view=self._world.top_view(1200),
+                chase_view=self._world.chase_view(640, 480),
             )
         self._world.close()
 
