@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     for define in (_define_demo, _define_launch, _define_train, _define_evaluate, _define_inspect):
         define(commands)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format='%(message)s')
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('lnn_ros').setLevel(logging.INFO)
     try:
         return int(options.run(options))
     except (ValueError, OSError, RuntimeError) as error:

@@ -1,5 +1,4 @@
-"""
-Keep the processes of a launch running, show what they print, and end them together.
+"""Keep the processes of a launch running, show what they print, and end them together.
 
 `launch_xml` turns a launch file into a list of Process; `run` starts them and returns when all of
 them have ended. Two rules shape this file. The death of a required process ends the launch at
@@ -95,15 +94,17 @@ def run(
     sigterm_timeout: float = 5.0,
     sigkill_timeout: float = 5.0,
 ) -> int:
-    """
-    Start the processes and wait until all have ended.
+    """Start the processes and wait until all have ended.
 
     SIGINT, SIGTERM and SIGHUP to this process end them all, as does the end of a required one.
 
-    :param sigterm_timeout: seconds from SIGINT to SIGTERM.
-    :param sigkill_timeout: seconds from SIGTERM to SIGKILL.
-    :returns: the exit code of the required process that ended the launch (128 + n for signal n),
-        1 if a process could not be started, else 0.
+    Args:
+        sigterm_timeout: seconds from SIGINT to SIGTERM.
+        sigkill_timeout: seconds from SIGTERM to SIGKILL.
+
+    Returns:
+        the exit code of the required process that ended the launch (128 + n for signal n),
+            1 if a process could not be started, else 0.
     """
     return asyncio.run(_Launch(log, sigterm_timeout, sigkill_timeout).run(processes))
 

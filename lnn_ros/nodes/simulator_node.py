@@ -178,13 +178,12 @@ class SimulatorNode(Node):
                 return
 
     def _wait_for_controller(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        publishers = (self._image_publisher, self._imu_publisher)
         while not stop:
-            heard = all(publisher.get_subscription_count() for publisher in publishers)
+            heard = self._imu_publisher.get_subscription_count()
             if heard and self.count_publishers('cmd_vel'):
                 return
             self.get_logger().info(
-                'waiting for a controller on image, imu/data and cmd_vel',
+                'waiting for a controller on imu/data and cmd_vel',
                 throttle_duration_sec=5.0, skip_first=True,
             )  # fmt: skip
             executor.spin_once(timeout_sec=0.05)
