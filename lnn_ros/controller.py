@@ -161,6 +161,7 @@ class Controller:
         if isinstance(verdict, Reset):
             self.counts[f'reset/{verdict.reason}'] += 1
             self._restart()
+            self._commanded_ns = stamp_ns
         elif isinstance(verdict, Step):
             self.dt = verdict.dt_ns / NS_PER_S
             if len(self._held_ns) == len(self._max_age_ns):

@@ -364,10 +364,8 @@ class ControllerNode(LifecycleNode):
         service.callback = guarded
 
 
-def live(executor: SingleThreadedExecutor, stop: Stop) -> int:
+def live(node: ControllerNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
-    node = ControllerNode()
-    executor.add_node(node)
     if node.get_parameter('autostart').value:
         success = TransitionCallbackReturn.SUCCESS
         if node.trigger_configure() != success or node.trigger_activate() != success:
@@ -376,12 +374,11 @@ def live(executor: SingleThreadedExecutor, stop: Stop) -> int:
         executor.spin_once(timeout_sec=0.1)
     if not node.is_finalized:
         node.trigger_shutdown()
-    node.destroy_node()
     return 0
 
 
 def main(args: list[str] | None = None) -> None:
-    run(live, args)
+    run(ControllerNode, live, args)
 
 
 if __name__ == '__main__':

@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import try_shutdown
 
@@ -30,13 +33,31 @@ class Stop:
         return self.asked
 
 
-def run(live: Callable[[SingleThreadedExecutor, Stop], int], args: list[str] | None) -> None:
-    """Initialise rclpy, let `live` run until it returns an exit code, exit with that."""
+N = TypeVar('N', bound=Node)
+
+
+def run(
+    make: Callable[[], N],
+    live: Callable[[N, SingleThreadedExecutor, Stop], int],
+    args: list[str] | None,
+) -> None:
+    """Make a node, let `live` run it until it returns an exit code, and exit with that code.
+
+    A parameter that the node refuses at start is the user's mistake: one line and exit code 1.
+    """
     stop = Stop()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
+    code = 1
     try:
-        code = live(executor, stop)
+        try:
+            node = make()
+        except (ParameterException, ValueError, RuntimeError, OSError) as error:
+            print(f'not started: {error}', file=sys.stderr)
+        else:
+            executor.add_node(node)
+            code = live(node, executor, stop)
+            node.destroy_node()
     finally:
         executor.shutdown()
         try_shutdown()

@@ -74,10 +74,11 @@ class SimulatorNode(Node):
             raise ValueError(f"parameter world is '{value['world']}', there is only 'car'")
         self._value = value
         self._world = CarWorld(value['seed'], value['image_width'], value['image_height'])
-        self._streams = {
+        streams = {
             'image': Stream(value['camera_rate'], value['jitter'], value['drop'], value['latency']),
             'imu': Stream(value['imu_rate'], value['jitter'], value['drop']),
         }
+        self._events = deliveries(streams, self._world.time_ns, value['seed'])
         self._expert = PurePursuit()
         self._score = LaneScore()
         self._twist = (0.0, 0.0)
@@ -141,7 +142,7 @@ class SimulatorNode(Node):
         start_ns, start = self._world.time_ns, time.monotonic()
         announced = 0
         samples: dict[tuple[str, int], Any] = {}
-        for event in deliveries(self._streams, start_ns, self._value['seed']):
+        for event in self._events:
             if not lock_step:
                 elapsed = (event.time_ns - start_ns) / NS_PER_S
                 self._spin_until(executor, start + elapsed / self._value['real_time_factor'])
@@ -178,13 +179,12 @@ class SimulatorNode(Node):
                 return
 
     def _wait_for_controller(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        publishers = (self._image_publisher, self._imu_publisher)
         while not stop:
-            heard = all(publisher.get_subscription_count() for publisher in publishers)
+            heard = self._imu_publisher.get_subscription_count()
             if heard and self.count_publishers('cmd_vel'):
                 return
             self.get_logger().info(
-                'waiting for a controller on image, imu/data and cmd_vel',
+                'waiting for a controller on imu/data and cmd_vel',
                 throttle_duration_sec=5.0, skip_first=True,
             )  # fmt: skip
             executor.spin_once(timeout_sec=0.05)
@@ -288,7 +288,8 @@ class SimulatorNode(Node):
                 latency=np.array(self._latencies),
                 frames=np.array(self._frames),
                 centre=self._world.track.centre,
-                top_view=self._world.top_view(900),
+                top_view=self._world.top_view(1200),
+                chase_view=self._world.chase_view(640, 480),
             )
         self._world.close()
 
@@ -299,18 +300,15 @@ def to_time(stamp_ns: int) -> Time:
     return Time(sec=sec, nanosec=nanosec)
 
 
-def live(executor: SingleThreadedExecutor, stop: Stop) -> int:
+def live(node: SimulatorNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
-    node = SimulatorNode()
-    executor.add_node(node)
     node.simulate(executor, stop)
     node.finish()
-    node.destroy_node()
     return 0
 
 
 def main(args: list[str] | None = None) -> None:
-    run(live, args)
+    run(SimulatorNode, live, args)
 
 
 if __name__ == '__main__':

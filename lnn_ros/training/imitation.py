@@ -139,6 +139,7 @@ class Trainer:
         self._checkpoint = folder / 'checkpoint.pt'
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
+        self._tracks: list[int] = []  # seeds of the tracks trained on so far
 
     def run(self) -> Path:
         """Train all rounds, or what is left of them; return the best policy's file."""
@@ -150,6 +151,7 @@ class Trainer:
                 policy_file.save(self.network.to_policy(), driver)
             start = self.recipe.training_tracks + 1000 * number
             seeds = list(range(start, start + spec.episodes))
+            self._tracks += seeds
             collected = collect(
                 driver,
                 self.recipe.collection,
@@ -261,6 +263,7 @@ class Trainer:
             'lnn_ros': __version__,
             'torch': torch.__version__,
             'python': platform.python_version(),
+            'tracks': self._tracks,
             'round': number + 1,
             'training_seconds': round(self.seconds),
             'validation': scores,
