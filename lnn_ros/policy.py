@@ -68,6 +68,7 @@ class ImageContract:
             0.0 <= self.crop_top < self.crop_bottom <= 1.0,
             f'crop [{self.crop_top}, {self.crop_bottom}) must lie in [0, 1]',
         )
+        _require(self.scale > 0.0 and self.age_scale > 0.0, 'scale and age_scale must be positive')
         # bounds within which every pixel and every age stays finite in float32
         _require(
             min(self.scale, self.age_scale) >= 1e-6 and abs(self.mean) <= 1e6,
@@ -198,7 +199,8 @@ class Contract:
             len(self.readout) <= 8 and all(1 <= size <= 4096 for size in self.readout),
             f'readout is {self.readout}, must be at most 8 sizes of 1-4096',
         )
-        _require(1 <= len(self.outputs) <= 64, f'{len(self.outputs)} outputs, must be 1-64')
+        _require(bool(self.outputs), 'there must be an output')
+        _require(len(self.outputs) <= 64, f'{len(self.outputs)} outputs, must be at most 64')
         names = [output.name for output in self.outputs]
         _require(len(set(names)) == len(names), f'output names {names} must differ')
         _require((self.image is None) == (self.encoder is None), 'image and encoder go together')
@@ -242,11 +244,11 @@ class Contract:
             k = layer.kernel
             _require(
                 rows >= 1 and columns >= 1,
-                f'encoder.layers[{i}]: a {k}x{k} kernel does not fit a {width}x{height} input',
+                f'encoder.{2 * i}: a {k}x{k} kernel does not fit a {width}x{height} input',
             )
             _require(
                 max(before * k * k, channels) * rows * columns <= MOST_ACTIVATIONS,
-                f'encoder.layers[{i}] takes and gives too many numbers, use larger strides',
+                f'encoder.{2 * i} takes or gives too many numbers, use larger strides',
             )
 
 

@@ -43,10 +43,11 @@ def check_input(array: Any, shape: tuple[int, ...] | None, name: str, real: Any)
     """Raise ValueError unless `array` is what the policy takes as input `name`."""
     if shape is None:
         raise ValueError(f'this policy takes no {name}')
-    if not isinstance(array, np.ndarray) or array.dtype != real or array.shape != shape:
-        is_array = isinstance(array, np.ndarray)
-        kind = f'{array.dtype} {array.shape}' if is_array else type(array).__name__
-        raise ValueError(f'{name} is {kind}, the policy takes {real} {shape}')
+    kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    if kind != real:
+        raise ValueError(f'{name} is {kind}, the policy takes {real}')
+    if array.shape != shape:
+        raise ValueError(f'{name} has shape {array.shape}, the policy takes {shape}')
 
 
 class NumpyEngine:

@@ -91,8 +91,9 @@ def test_c_equals_numpy_over_irregular_steps(shape, make_policy, module) -> None
     engines = [CEngine(policy, module, variant) for variant in variants(module)]
     for _ in drive(policy, [reference, *engines], 10_000 if shape == 'car' else 500):
         for engine in engines:
-            assert_close(engine.state, reference.state, 1e-6)
-            # a readout adds up to 200 numbers, which may cancel
+            # both round; sums of more than a hundred products, as in wide layers, add that up
+            wide = policy.contract.units > 100
+            assert_close(engine.state, reference.state, 2e-6 if wide else 1e-6)
             assert_close(engine.command(), reference.command(), 3e-6)
 
 
@@ -254,10 +255,10 @@ def test_input_of_another_type_or_size_is_refused(kind, make_policy, module) -> 
     engine = make_engine(kind, make_policy(), module)
     image, imu = np.zeros((3, 18, 32), np.float32), np.zeros(6, np.float32)
     for wrong in (image.astype(np.float64), image[:, 1:], image.ravel(), image.tolist(), None):
-        with pytest.raises(ValueError, match='image is .* the policy takes'):
+        with pytest.raises(ValueError, match='image (is|has shape) .* the policy takes'):
             engine.hold_image(wrong)
     for wrong in (imu.astype('>f4'), imu[:5], np.zeros(7, np.float32), np.zeros((1, 6), '<f4'), 0):
-        with pytest.raises(ValueError, match='imu is .* the policy takes'):
+        with pytest.raises(ValueError, match='imu (is|has shape) .* the policy takes'):
             engine.hold_imu(wrong)
 
 
