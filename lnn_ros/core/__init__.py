@@ -84,8 +84,8 @@ def compiled_module() -> Any:
         return importlib.import_module('lnn_ros.core._core')
     except ImportError as error:
         logging.getLogger(__name__).warning(
-            'the compiled core is not there (%s): numpy does its work, many times slower. Install '
-            'a C compiler (apt-get install gcc python3-dev) and lnn_ros again.',
+            'the compiled core is not there (%s): numpy does its work, many times slower. '
+            'Install a compiler (apt-get install gcc python3-dev python3-cffi) and lnn_ros again.',
             error,
         )
         return None

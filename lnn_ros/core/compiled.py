@@ -192,10 +192,13 @@ class CResampler:
             to.first_share = kept('real[]', spans.shares[0], real)
             to.inner_share = kept('real[]', spans.shares[1], real)
             to.last_share = kept('real[]', spans.shares[2], real)
-        described.mix = kept('real[]', view.mix, real)
-        described.channels, described.source_channels = view.mix.shape
+        channels, source_channels = view.mix.shape
+        mix = np.zeros((source_channels, 4))
+        mix[:, :channels] = view.mix.T / view.scale
+        described.mix = kept('real[]', mix, real)
+        described.offset = kept('real[]', np.full(4, -view.mean / view.scale), real)
+        described.channels, described.source_channels = channels, source_channels
         described.source_width = view.source_width
-        described.mean, described.scale = view.mean, view.scale
         self._view = described
         self._scratch = kept('real[]', np.zeros(lib.lnn_view_scratch(described)), real)
         rows = view.rows

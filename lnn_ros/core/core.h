@@ -94,12 +94,12 @@ typedef struct {
     int64_t target;
 } lnn_spans;
 
-/* How an image becomes the network's view; mix (channels, source_channels) includes 1 / 255. */
+/* How an image becomes the network's view. A pixel's channels are offset + sum over the source's
+ * channels s of mix[4 s ...] * byte: four each, of which `channels` are kept. */
 typedef struct {
     lnn_spans rows, columns;
-    const real *mix;
+    const real *mix, *offset;
     int64_t channels, source_channels, source_width;
-    real mean, scale;
 } lnn_view;
 
 /* reals of scratch memory that lnn_see takes */

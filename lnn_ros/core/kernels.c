@@ -208,6 +208,7 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
 {
     const lnn_spans *spans = &view->columns;
     const int64_t source_channels = view->source_channels;
+    const quad offset = CONST_AT(quad, view->offset);
     for (int64_t x = 0; x < spans->target; x++, out++) {
         /* always four channels at once: the row has room for it, what is too much is not used */
         const real *from = row + spans->first[x] * source_channels;
@@ -220,14 +221,14 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
                 between += CONST_AT(quad, p);
             sum += between * inner + CONST_AT(quad, end) * spans->last_share[x];
         }
-        real average[4];
+        real average[4], mixed[4];
         AT(quad, average) = sum;
-        for (int64_t c = 0; c < view->channels; c++) {
-            real value = 0;
-            for (int64_t s = 0; s < source_channels; s++)
-                value += view->mix[c * source_channels + s] * average[s];
-            out[c * plane] = (value - view->mean) / view->scale;
-        }
+        quad channels = offset;
+        for (int64_t s = 0; s < source_channels; s++)
+            channels += CONST_AT(quad, view->mix + 4 * s) * average[s];
+        AT(quad, mixed) = channels;
+        for (int64_t c = 0; c < view->channels; c++)
+            out[c * plane] = mixed[c];
     }
 }
 

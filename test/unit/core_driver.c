@@ -162,11 +162,11 @@ static int see_image(const lnn_kernels *kernels)
             first[axis][i] = draw((uint32_t)cells);
             counts[axis][i] = 1 + draw((uint32_t)(cells - first[axis][i]));
         }
-    const real *mix = weights(3 * source);
+    const real *mix = weights(4 * source);
     const lnn_view view = {
         {first[0], counts[0], share, share + 1, share + 2, rows},
         {first[1], counts[1], share, share + 1, share + 2, columns},
-        mix, 3, source, width, (real)0.5, (real)0.25,
+        mix, share, 3, source, width,
     };
     const size_t bytes = (size_t)(height - 1) * step + (size_t)(width * source);
     uint8_t *image = malloc(bytes);
