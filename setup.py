@@ -38,7 +38,10 @@ setup(
     maintainer_email='maintainers@users.noreply.example',
     python_requires='>=3.10',
     packages=find_packages(include=[package_name, f'{package_name}.*']),
-    package_data={f'{package_name}.sim': ['assets/*.xml']},
+    package_data={
+        f'{package_name}.sim': ['assets/*.xml'],
+        f'{package_name}.core': ['elementary.h', 'runtime.*.in'],  # what export writes out
+    },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (f'share/{package_name}', ['package.xml']),

@@ -1,0 +1,252 @@
+"""A policy as C99: one header, one source, for microcontrollers and anything else without Python.
+
+The source needs no library, not even libm's: weights are `static const`, all memory is one struct
+that the caller owns.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lnn_ros.core.tensors import Tensors
+from lnn_ros.policy import IMU_FIELDS, Contract, Policy, tensors_sha256
+
+F32 = NDArray[np.float32]
+WEIGHTS = ('float32', 'int8')
+_HERE = Path(__file__).parent
+_WORDS = set(
+    'auto break case char const continue default do double else enum extern float for goto if '
+    'inline int long register restrict return short signed sizeof static struct switch typedef '
+    'union unsigned void volatile while'.split()
+)
+
+
+def export_c(policy: Policy, folder: Path, name: str, weights: str = 'float32') -> list[Path]:
+    """Write `name`.h and `name`.c into `folder`, which is made if needed.
+
+    Args:
+        policy: what to export.
+        name: prefix of the files and of every C symbol.
+        weights: `float32`, or `int8`: a quarter of the flash; each row of a matrix is then rounded
+            to 255 steps of its own largest weight.
+
+    Returns:
+        the two paths.
+
+    Raises:
+        ValueError: when `name` is no C identifier or `weights` is unknown.
+        PolicyError: when the tensors do not fit the contract.
+    """
+    if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', name) or name in _WORDS:
+        raise ValueError(f"'{name}' must be a C identifier: letters, digits, underscores")
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights are '{weights}', must be one of {', '.join(WEIGHTS)}")
+    header, source = _Writer(policy, name, weights).write()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f'{name}.h', folder / f'{name}.c']
+    paths[0].write_text(header)
+    paths[1].write_text(source)
+    return paths
+
+
+class _Writer:
+    def __init__(self, policy: Policy, name: str, weights: str) -> None:
+        self._policy, self._contract, self._name = policy, policy.contract, name
+        self._is_int8 = weights == 'int8'
+        self._tensors = Tensors(policy)
+        self._tables: list[str] = []
+
+    def write(self) -> tuple[str, str]:
+        contract = self._contract
+        self._cell(contract)
+        self._readout(contract)
+        if contract.encoder:
+            self._encoder(contract)
+        if contract.imu:
+            columns = np.array([IMU_FIELDS.index(field) for field in contract.imu.fields])
+            self._array('imu_column', columns, 'unsigned char')
+            self._array('imu_offset', np.array(contract.imu.offset))
+            self._array('imu_scale', np.array(contract.imu.scale))
+        self._tensors.refuse_leftovers()
+        digest = tensors_sha256(self._policy.tensors)
+        elementary = (_HERE / 'elementary.h').read_text()
+        source = '\n'.join(
+            [
+                f'/* Made by lnn_ros from the policy with tensors sha256 {digest};',
+                ' * make it again rather than edit it. C99, no library. */',
+                f'#include "{self._name}.h"',
+                '',
+                '#include <stdint.h>',
+                '',
+                'typedef float real;',
+                '',
+                elementary.replace('#include "core.h"\n\n', ''),
+                f'typedef {"int8_t" if self._is_int8 else "float"} NAME_weight;',
+                '',
+                '/* out = scale * (weight x) + bias; weight (outputs, inputs) row by row */',
+                'struct NAME_dense {',
+                '    int inputs, outputs;',
+                '    const NAME_weight *weight;',
+                '    const float *scale, *bias;',
+                '};',
+                '',
+                'struct NAME_convolution {',
+                '    int before, channels, kernel, stride, padding, height, width, rows, columns;',
+                '    const NAME_weight *weight;',
+                '    const float *scale, *bias;',
+                '};',
+                '',
+                *self._tables,
+                '',
+                (_HERE / 'runtime.c.in').read_text(),
+            ]
+        )
+        return self._named(self._header()), self._named(source)
+
+    def _named(self, text: str) -> str:
+        """Put the policy's name where the template says NAME."""
+        return re.sub(r'\bNAME(?=_|\b)', self._name, text)
+
+    def _array(self, name: str, values: NDArray[np.generic], kind: str = 'float') -> None:
+        if kind == 'float':
+            numbers = [_float(float(v)) for v in values.astype(np.float32).ravel()]
+        else:
+            numbers = [str(int(v)) for v in values.ravel().tolist()]
+        lines, line = [], '   '
+        for number in numbers:
+            if len(line) + len(number) + 2 > 100:
+                lines.append(line)
+                line = '   '
+            line += f' {number},'
+        body = '\n'.join([*lines, line])
+        self._tables.append(f'static const {kind} NAME_{name}[{len(numbers)}] = {{\n{body}\n}};')
+
+    def _weights(self, name: str, weight: F32, bias: F32) -> str:
+        """Write the tables of a matrix (its rows are outputs); return how a struct names them."""
+        rows = weight.reshape(weight.shape[0], -1)
+        if self._is_int8:
+            scale = np.abs(rows).max(axis=1, keepdims=True) / 127.0
+            scale = np.where(scale > 0.0, scale, 1.0).astype(np.float32)
+            self._array(f'{name}_weight', np.rint(rows / scale).astype(np.int8), 'int8_t')
+        else:
+            scale = np.ones((rows.shape[0], 1), dtype=np.float32)
+            self._array(f'{name}_weight', rows)
+        self._array(f'{name}_scale', scale)
+        self._array(f'{name}_bias', bias)
+        return f'NAME_{name}_weight, NAME_{name}_scale, NAME_{name}_bias'
+
+    def _dense(self, name: str, weight: F32, bias: F32) -> str:
+        tables = self._weights(name, weight, bias)
+        return f'{{{weight.shape[1]}, {weight.shape[0]}, {tables}}}'
+
+    def _cell(self, contract: Contract) -> None:
+        take, units, inputs = self._tensors.take, contract.units, contract.inputs
+        for name, columns, bias in (
+            ('gate_input', inputs, take('cell.gate_bias', units)),
+            ('drive', inputs, take('cell.leak', units)),
+            ('gate_recurrent', units, np.zeros(units, dtype=np.float32)),
+        ):
+            table = self._dense(name, take(f'cell.{name}', units, columns), bias)
+            self._tables.append(f'static const struct NAME_dense NAME_{name} = {table};')
+        self._array('gain', self._tensors.take_exp('cell.log_gain', units))
+        self._array('reversal', take('cell.reversal', units))
+        self._array('rate', self._tensors.take_exp('cell.log_tau', units, sign=-1))
+        self._number('max_step', contract.max_step)
+
+    def _number(self, name: str, value: float) -> None:
+        self._tables.append(f'static const float NAME_{name} = {_float(value)};')
+
+    def _readout(self, contract: Contract) -> None:
+        sizes = (contract.units + contract.inputs, *contract.readout, len(contract.outputs))
+        rows = []
+        for i in range(len(sizes) - 1):
+            weight = self._tensors.take(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i])
+            bias = self._tensors.take(f'readout.{2 * i}.bias', sizes[i + 1])
+            rows.append(self._dense(f'readout_{i}', weight, bias))
+        self._list('dense', 'readout', rows)
+        low, high = (np.array([getattr(o, e) for o in contract.outputs]) for e in ('min', 'max'))
+        self._array('half', (high - low) / 2)
+        self._array('middle', (high + low) / 2)
+
+    def _list(self, kind: str, name: str, rows: list[str]) -> None:
+        body = ',\n    '.join(rows)
+        self._tables.append(f'static const struct NAME_{kind} NAME_{name}[] = {{\n    {body},\n}};')
+
+    def _encoder(self, contract: Contract) -> None:
+        assert contract.image is not None and contract.encoder is not None
+        image, layers, shapes = contract.image, contract.encoder.layers, contract.encoder_shapes
+        rows = []
+        for i, layer in enumerate(layers):
+            before, height, width = shapes[i]
+            k = layer.kernel
+            weight = self._tensors.take(f'encoder.{2 * i}.weight', layer.channels, before, k, k)
+            bias = self._tensors.take(f'encoder.{2 * i}.bias', layer.channels)
+            sizes = (before, layer.channels, k, layer.stride, layer.padding, height, width)
+            tables = self._weights(f'convolution_{i}', weight, bias)
+            rows.append(f'{{{", ".join(map(str, (*sizes, *shapes[i + 1][1:])))}, {tables}}}')
+        # C99 has no empty arrays; without convolutions this one is never read
+        self._list('convolution', 'convolution', rows or ['{0}'])
+        last, features = f'encoder.{2 * len(layers) + 1}', contract.encoder.features
+        weight = self._tensors.take(f'{last}.weight', features, int(np.prod(shapes[-1])))
+        table = self._dense('features', weight, self._tensors.take(f'{last}.bias', features))
+        self._tables.append(f'static const struct NAME_dense NAME_features = {table};')
+        for name, value in (
+            ('mean', image.mean),
+            ('pixel_scale', image.scale),
+            ('age_scale', image.age_scale),
+        ):
+            self._number(name, value)
+
+    def _work(self) -> tuple[int, int]:
+        """Return the sizes of the two buffers that layers write to in turn."""
+        outputs = [*self._contract.readout, len(self._contract.outputs)]
+        sizes = [max(outputs[0::2]), max(outputs[1::2], default=0)]
+        if self._contract.encoder:
+            planes = [int(np.prod(shape)) for shape in self._contract.encoder_shapes]
+            sizes = [
+                max(sizes[0], *planes[0::2]),
+                max([sizes[1], *planes[1::2]]),
+            ]
+        return sizes[0], sizes[1]
+
+    def _header(self) -> str:
+        contract, (first, second) = self._contract, self._work()
+        image, imu, encoder = contract.image, contract.imu, contract.encoder
+        template = Template((_HERE / 'runtime.h.in').read_text())
+        return template.substitute(
+            units=contract.units,
+            inputs=contract.inputs,
+            outputs=len(contract.outputs),
+            readouts=len(contract.readout) + 1,
+            imu=len(imu.fields) if imu else 0,
+            frame=_comment(imu.frame) if imu else '',
+            features=encoder.features if encoder else 0,
+            channels=image.channels if image else 0,
+            height=image.height if image else 0,
+            width=image.width if image else 0,
+            colours='red, green, blue' if image and image.channels == 3 else 'luma',
+            crop_top=image.crop_top if image else 0,
+            crop_bottom=image.crop_bottom if image else 0,
+            convolutions=len(encoder.layers) if encoder else 0,
+            first=first,
+            work=first + second,
+            dt_low=contract.dt_range[0],
+            dt_high=contract.dt_range[1],
+            commands=_comment(', '.join(f'{o.name} in {o.unit}' for o in contract.outputs)),
+        )
+
+
+def _comment(text: str) -> str:
+    """Return a policy's words so that they can neither end a C comment nor do anything in it."""
+    return re.sub(r'[^A-Za-z0-9 ,._/^-]', '?', text)
+
+
+def _float(value: float) -> str:
+    """Return a C float literal that reads back as the same float32."""
+    text = np.format_float_scientific(np.float32(value), unique=True, trim='0')
+    return f'{text}f'

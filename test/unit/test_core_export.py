@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lnn_ros.core.export import WEIGHTS, export_c
+from lnn_ros.core.numpy_engine import NumpyEngine
+from lnn_ros.policy import IMU_FIELDS, Policy
+
+COMPILER = shutil.which('gcc') or shutil.which('clang') or 'cc'
+STRICT = ['-std=c99', '-pedantic', '-O2', '-Wall', '-Wextra', '-Werror', '-fPIC']
+SHAPES = {
+    'car': {},
+    'imu_only': {'image': None, 'units': 19, 'imu': 3, 'readout': (7, 9, 4)},
+    'linear_readout': {'image': None, 'units': 1, 'readout': ()},
+    'mono_vision_only': {'image': (1, 11, 13), 'layers': ((5, 5, 3, 4), (3, 2, 1, 0)), 'imu': 0},
+    'no_convolution': {'image': (3, 4, 5), 'layers': (), 'readout': (50,)},
+}
+
+
+class Exported:
+    """The C policy, compiled for this machine and called through ctypes."""
+
+    def __init__(self, policy: Policy, folder: Path, weights: str) -> None:
+        header, source = export_c(policy, folder, 'robot', weights)
+        shim = folder / 'shim.c'
+        shim.write_text(f'#include "{header.name}"\nint size(void) {{ return sizeof(robot); }}\n')
+        library = folder / 'robot.so'
+        subprocess.run([COMPILER, *STRICT, '-shared', source, shim, '-o', library], check=True)
+        self.symbols = subprocess.run(
+            ['nm', '-D', '--undefined-only', library], check=True, capture_output=True, text=True
+        ).stdout
+        self._lib = ctypes.CDLL(str(library))
+        self.size = self._lib.size()
+        self._memory = ctypes.create_string_buffer(b'\xff' * self.size, self.size)
+        self._outputs = (ctypes.c_float * len(policy.contract.outputs))()
+        self._lib.robot_init(self._memory)
+
+    def call(self, name: str, *arguments: object) -> int:
+        return getattr(self._lib, f'robot_{name}')(self._memory, *arguments)
+
+    def hold_imu(self, sample: np.ndarray) -> int:
+        return self.call('hold_imu', np.ascontiguousarray(sample, np.float32).ctypes)
+
+    def hold_image(self, pixels: np.ndarray) -> None:
+        self.call('hold_image', np.ascontiguousarray(pixels, np.uint8).ctypes)
+
+    def advance(self, dt: float) -> int:
+        return self.call('advance', ctypes.c_float(dt))
+
+    def command(self) -> np.ndarray:
+        assert self.call('command', self._outputs) == 1
+        return np.array(self._outputs)
+
+
+def largest_difference(policy: Policy, exported: Exported, steps: int) -> float:
+    """Drive the export and the engine with the same messages; return how far commands differ."""
+    contract, engine = policy.contract, NumpyEngine(policy)
+    rng = np.random.default_rng(0)
+    low, high = (np.array([getattr(o, e) for o in contract.outputs]) for e in ('min', 'max'))
+    worst = 0.0
+    for k in range(steps):
+        dt = float(np.float32(10 ** rng.uniform(-3, -0.5)))
+        engine.advance(dt)
+        assert exported.advance(dt) == 1
+        if contract.image and k % 10 == 0:
+            image = contract.image
+            shape = (image.height, image.width, image.channels)
+            pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+            seen = (pixels.transpose(2, 0, 1) / 255.0 - image.mean) / image.scale
+            engine.hold_image(np.ascontiguousarray(seen, np.float32))
+            exported.hold_image(pixels)
+        if contract.image:
+            age = float(rng.uniform(0.0, 0.2))
+            engine.hold_image_age(age)
+            assert exported.call('hold_image_age', ctypes.c_float(age)) == 1
+        if contract.imu:
+            sample = rng.normal(size=6).astype(np.float32) * 3.0
+            fields = [IMU_FIELDS.index(field) for field in contract.imu.fields]
+            scaled = (sample[fields] - contract.imu.offset) / contract.imu.scale
+            engine.hold_imu(scaled.astype(np.float32))
+            assert exported.hold_imu(sample) == 1
+        expected = np.clip(engine.command(), low, high)
+        worst = max(worst, float(np.abs(exported.command() - expected).max()))
+    return worst
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_exported_policy_equals_the_engine(shape, make_policy, tmp_path) -> None:
+    policy = make_policy(**SHAPES[shape])
+    assert largest_difference(policy, Exported(policy, tmp_path, 'float32'), 300) < 1e-5
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_policy_with_int8_weights_stays_near_the_engine(shape, make_policy, tmp_path) -> None:
+    policy = make_policy(**SHAPES[shape])
+    # of ranges of 2 and 6; random weights, so an unlucky readout costs more than a trained one
+    assert largest_difference(policy, Exported(policy, tmp_path, 'int8'), 300) < 0.25
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_exported_source_needs_no_library(weights, make_policy, tmp_path) -> None:
+    symbols = Exported(make_policy(), tmp_path, weights).symbols
+    needed = {line.split()[-1].split('@')[0] for line in symbols.splitlines()}
+    weak = {'__gmon_start__', '_ITM_deregisterTMCloneTable', '_ITM_registerTMCloneTable'}
+    assert needed - weak - {'__cxa_finalize', 'memcpy', 'memset'} == set()
+
+
+def test_exported_policy_refuses_what_makes_no_sense_and_keeps_its_state(
+    make_policy, tmp_path
+) -> None:
+    exported = Exported(make_policy(), tmp_path, 'float32')
+    exported.hold_imu(np.ones(6))
+    exported.advance(0.02)
+    before = exported.command()
+    for dt in (0.0, -0.1, math.nan, math.inf, -math.inf, 1e9):
+        assert exported.advance(dt) == 0
+    for bad in (math.nan, math.inf, -math.inf):
+        assert exported.hold_imu(np.array([0, 0, 0, 0, 0, bad])) == 0
+        assert exported.call('hold_image_age', ctypes.c_float(bad)) == 0
+    assert (exported.command() == before).all()
+
+
+def test_words_of_a_policy_cannot_become_code(make_policy, tmp_path) -> None:
+    policy = make_policy()
+    evil = '*/ int evil; /* \n#error \\ ?'
+    outputs = tuple(replace(o, name=f'{o.name}{evil}', unit=evil) for o in policy.contract.outputs)
+    imu = replace(policy.contract.imu, frame=evil)
+    contract = replace(policy.contract, outputs=outputs, imu=imu)
+    Exported(Policy(contract, policy.tensors), tmp_path, 'float32')
+    assert 'int evil;' not in (tmp_path / 'robot.h').read_text()
+
+
+@pytest.mark.parametrize('name', ['', '1car', 'car-1', 'int', 'a b', '../car', '_car'])
+def test_name_that_is_no_c_identifier_is_refused(name, make_policy, tmp_path) -> None:
+    with pytest.raises(ValueError, match='C identifier'):
+        export_c(make_policy(), tmp_path, name)
+
+
+def test_unknown_weights_are_refused(make_policy, tmp_path) -> None:
+    with pytest.raises(ValueError, match='float32, int8'):
+        export_c(make_policy(), tmp_path, 'robot', 'int4')
