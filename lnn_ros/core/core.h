@@ -74,8 +74,7 @@ real *lnn_engine_state(lnn_engine *engine);
 /* (outputs), inside the engine's memory */
 real *lnn_engine_outputs(lnn_engine *engine);
 
-/* pixels (channels, height, width); 0 when they, or the features, are not finite: nothing has
- * changed then */
+/* pixels (channels, height, width); 0 when one is not finite, and then nothing has changed */
 int lnn_hold_image(lnn_engine *engine, const real *pixels);
 /* values (imu); 0 when one is not finite, and then nothing has changed */
 int lnn_hold_imu(lnn_engine *engine, const real *values);

@@ -24,7 +24,7 @@ struct lnn_engine {
     real *plane[MOST_LAYERS + 1];  /* each layer's padded input; at the end what is flattened */
     real *inside[MOST_LAYERS + 1]; /* where in it the layer before writes */
     lnn_map map_features;
-    real *encoded; /* before it is known to be finite */
+    real *encoded; /* padded, as the inputs are not */
     lnn_map of_input;
     lnn_neural_ltc_plan cell;
     real *joint, *inputs; /* [state, padded; inputs]: what the readout sees */
@@ -281,20 +281,18 @@ int lnn_hold_image(lnn_engine *e, const real *pixels)
     if (!e->features || !all_finite(pixels, channels * area))
         return 0;
     const int64_t row = e->convolutions ? e->convolution[0].in_row : e->width * channels;
-    for (int64_t y = 0; y < e->height; y++) {
-        real *to = e->inside[0] + y * row;
-        const real *from = pixels + y * e->width;
-        for (int64_t x = 0; x < e->width; x++, to += channels, from++)
-            for (int64_t c = 0; c < channels; c++)
-                to[c] = from[c * area];
-    }
+    for (int64_t c = 0; c < channels; c++) /* channels first to channels last */
+        for (int64_t y = 0; y < e->height; y++) {
+            real *to = e->inside[0] + y * row + c;
+            const real *from = pixels + c * area + y * e->width;
+            for (int64_t x = 0; x < e->width; x++)
+                to[x * channels] = from[x];
+        }
     for (int64_t i = 0; i < e->convolutions; i++)
         e->kernels->convolve(&e->convolution[i], e->plane[i], e->inside[i + 1]);
     const lnn_map *map = &e->map_features;
     e->kernels->affine(map, map->bias, e->plane[e->convolutions], e->encoded);
     e->kernels->elementwise(LNN_TANH, map->outputs, e->encoded, e->encoded);
-    if (!all_finite(e->encoded, e->features)) /* finite pixels can still overflow on the way */
-        return 0;
     memcpy(e->inputs, e->encoded, (size_t)e->features * sizeof(real));
     e->drive_is_current = 0;
     return 1;

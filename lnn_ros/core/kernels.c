@@ -12,8 +12,7 @@
 typedef real lanes __attribute__((vector_size(LNN_LANES * sizeof(real)), aligned(sizeof(real)),
                                   may_alias));
 typedef real quad __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
-typedef uint8_t bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
-typedef uint16_t words16 __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint16_t words16 __attribute__((vector_size(32), aligned(1), may_alias));
 
 #define AT(type, pointer) (*(type *)(pointer))
 #define CONST_AT(type, pointer) (*(const type *)(pointer))
@@ -68,12 +67,17 @@ static inline void store_rectified(const lanes *sum, real *out, int64_t channels
             out[k] = value[k];
 }
 
-/* Four neighbouring pixels of LNN_LANES channels */
+/* Four neighbouring pixels of LNN_LANES channels, or with `two` of twice as many: eight sums at once
+ * are what it takes not to wait for each. `panel`: reals from these channels' weights to the next. */
 static inline void convolve_four(const lnn_convolution_plan *plan, const real *in, const real *w,
-                                 const real *bias, real *out, int64_t channels)
+                                 const real *bias, real *out, int64_t channels, int64_t panel,
+                                 int two)
 {
     const int64_t pixel = plan->stride * plan->before, segment = plan->kernel * plan->before;
-    lanes a = CONST_AT(lanes, bias), b = a, c = a, d = a;
+    lanes a = CONST_AT(lanes, bias), b = a, c = a, d = a, e = {0}, f, g, h;
+    if (two)
+        e = CONST_AT(lanes, bias + LNN_LANES);
+    f = g = h = e;
     for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
         for (int64_t j = 0; j < segment; j++, w += LNN_LANES) {
             const lanes weight = CONST_AT(lanes, w);
@@ -81,11 +85,18 @@ static inline void convolve_four(const lnn_convolution_plan *plan, const real *i
             b += weight * in[j + pixel];
             c += weight * in[j + 2 * pixel];
             d += weight * in[j + 3 * pixel];
+            if (two) {
+                const lanes other = CONST_AT(lanes, w + panel);
+                e += other * in[j];
+                f += other * in[j + pixel];
+                g += other * in[j + 2 * pixel];
+                h += other * in[j + 3 * pixel];
+            }
         }
-    store_rectified(&a, out, channels);
-    store_rectified(&b, out + plan->channels, channels);
-    store_rectified(&c, out + 2 * plan->channels, channels);
-    store_rectified(&d, out + 3 * plan->channels, channels);
+    const lanes *const sums[8] = {&a, &b, &c, &d, &e, &f, &g, &h};
+    for (int k = 0; k < (two ? 8 : 4); k++)
+        store_rectified(sums[k], out + k % 4 * plan->channels + k / 4 * LNN_LANES,
+                        channels - k / 4 * LNN_LANES);
 }
 
 static inline void convolve_one(const lnn_convolution_plan *plan, const real *in, const real *w,
@@ -103,9 +114,10 @@ static void convolve(const lnn_convolution_plan *plan, const real *in, real *out
 {
     const int64_t panel = plan->kernel * plan->kernel * plan->before * LNN_LANES;
     const int64_t pixel = plan->stride * plan->before;
-    for (int64_t first = 0; first < plan->channels; first += LNN_LANES) {
+    for (int64_t first = 0; first < plan->channels;) {
         const real *w = plan->weight + first / LNN_LANES * panel, *bias = plan->bias + first;
         const int64_t channels = plan->channels - first;
+        const int two = channels > LNN_LANES && plan->columns >= 4;
         for (int64_t y = 0; y < plan->rows; y++) {
             const real *line = in + y * plan->stride * plan->in_row;
             real *to = out + y * plan->out_row + first;
@@ -118,9 +130,16 @@ static void convolve(const lnn_convolution_plan *plan, const real *in, real *out
             for (int64_t x = 0; x < plan->columns; x += 4) {
                 /* the last four may overlap those before: the same numbers once more */
                 const int64_t at = x + 4 <= plan->columns ? x : plan->columns - 4;
-                convolve_four(plan, line + at * pixel, w, bias, to + at * plan->channels, channels);
+                const real *from = line + at * pixel;
+                if (two)
+                    convolve_four(plan, from, w, bias, to + at * plan->channels, channels, panel,
+                                  1);
+                else
+                    convolve_four(plan, from, w, bias, to + at * plan->channels, channels, panel,
+                                  0);
             }
         }
+        first += two ? 2 * LNN_LANES : LNN_LANES;
     }
 }
 
@@ -158,6 +177,13 @@ static void elementwise(int function, int64_t count, const real *x, real *out)
             out[i] = x[i] < 0 ? 0 : x[i];
 }
 
+/* which byte of two in memory is the low half of a word */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define LNN_LOW_BYTE 1
+#else
+#define LNN_LOW_BYTE 0
+#endif
+
 enum { AVERAGE_BLOCK = 32, AVERAGE_ROWS = 256 }; /* 256 rows of bytes still fit 16 bits */
 
 static void average_rows(const uint8_t *first, size_t step, int64_t count, const real share[3],
@@ -178,13 +204,15 @@ static void average_rows(const uint8_t *first, size_t step, int64_t count, const
             const uint8_t *row = first + (size_t)from * step + at;
             uint16_t sum[AVERAGE_BLOCK];
             if (width == AVERAGE_BLOCK) {
-                words16 low = {0}, high = {0};
+                words16 low = {0}, high = {0}; /* every other byte: cheaper than widening them */
                 for (int64_t i = 0; i < rows; i++, row += step) {
-                    low += __builtin_convertvector(CONST_AT(bytes16, row), words16);
-                    high += __builtin_convertvector(CONST_AT(bytes16, row + 16), words16);
+                    low += CONST_AT(words16, row) & 255;
+                    high += CONST_AT(words16, row) >> 8;
                 }
-                AT(words16, sum) = low;
-                AT(words16, sum + 16) = high;
+                for (int k = 0; k < AVERAGE_BLOCK / 2; k++) {
+                    sum[2 * k + LNN_LOW_BYTE] = low[k];
+                    sum[2 * k + 1 - LNN_LOW_BYTE] = high[k];
+                }
             } else {
                 memset(sum, 0, sizeof sum);
                 for (int64_t i = 0; i < rows; i++, row += step)
