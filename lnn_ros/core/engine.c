@@ -285,8 +285,8 @@ int lnn_hold_image(lnn_engine *e, const real *pixels)
         for (int64_t y = 0; y < e->height; y++) {
             real *to = e->inside[0] + y * row + c;
             const real *from = pixels + c * area + y * e->width;
-            for (int64_t x = 0; x < e->width; x++)
-                to[x * channels] = from[x];
+            for (int64_t x = 0; x < e->width; x++, to += channels)
+                *to = from[x];
         }
     for (int64_t i = 0; i < e->convolutions; i++)
         e->kernels->convolve(&e->convolution[i], e->plane[i], e->inside[i + 1]);

@@ -11,6 +11,8 @@
 /* GCC's vector types: one register where the processor has it, else several. Unaligned. */
 typedef real lanes __attribute__((vector_size(LNN_LANES * sizeof(real)), aligned(sizeof(real)),
                                   may_alias));
+/* what comparing two of them gives: all bits set or none */
+typedef __typeof__((lanes){0} < (lanes){0}) mask;
 typedef real quad __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
 typedef uint16_t words16 __attribute__((vector_size(32), aligned(1), may_alias));
 
@@ -56,90 +58,59 @@ static void affine(const lnn_map *map, const real *bias, const real *x, real *re
  * wide has no agreed way to be passed by value. */
 static inline void store_rectified(const lanes *sum, real *out, int64_t channels)
 {
-    real value[LNN_LANES];
-    AT(lanes, value) = *sum;
-    for (int k = 0; k < LNN_LANES; k++)
-        value[k] = value[k] < 0 ? 0 : value[k]; /* a NaN stays one */
+    /* not < 0 instead of > 0: a NaN stays one */
+    const lanes value = (lanes)((mask)*sum & ~(*sum < 0));
     if (channels >= LNN_LANES)
-        memcpy(out, value, sizeof value);
+        AT(lanes, out) = value;
     else
         for (int64_t k = 0; k < channels; k++)
             out[k] = value[k];
 }
 
-/* Four neighbouring pixels of LNN_LANES channels, or with `two` of twice as many: eight sums at once
- * are what it takes not to wait for each. `panel`: reals from these channels' weights to the next. */
-static inline void convolve_four(const lnn_convolution_plan *plan, const real *in, const real *w,
-                                 const real *bias, real *out, int64_t channels, int64_t panel,
-                                 int two)
+/* `pixels` neighbours of `panels` times LNN_LANES channels; with constants for these two, the loops
+ * over them vanish and the sums stay in registers. Eight at once, or each would wait for itself. */
+static inline __attribute__((always_inline)) void
+convolve_block(const lnn_convolution_plan *plan, const real *in, const real *w, const real *bias,
+               real *out, int64_t channels, const int pixels, const int panels)
 {
     const int64_t pixel = plan->stride * plan->before, segment = plan->kernel * plan->before;
-    lanes a = CONST_AT(lanes, bias), b = a, c = a, d = a, e = {0}, f, g, h;
-    if (two)
-        e = CONST_AT(lanes, bias + LNN_LANES);
-    f = g = h = e;
-    for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
-        for (int64_t j = 0; j < segment; j++, w += LNN_LANES) {
-            const lanes weight = CONST_AT(lanes, w);
-            a += weight * in[j];
-            b += weight * in[j + pixel];
-            c += weight * in[j + 2 * pixel];
-            d += weight * in[j + 3 * pixel];
-            if (two) {
-                const lanes other = CONST_AT(lanes, w + panel);
-                e += other * in[j];
-                f += other * in[j + pixel];
-                g += other * in[j + 2 * pixel];
-                h += other * in[j + 3 * pixel];
-            }
-        }
-    const lanes *const sums[8] = {&a, &b, &c, &d, &e, &f, &g, &h};
-    for (int k = 0; k < (two ? 8 : 4); k++)
-        store_rectified(sums[k], out + k % 4 * plan->channels + k / 4 * LNN_LANES,
-                        channels - k / 4 * LNN_LANES);
-}
-
-static inline void convolve_one(const lnn_convolution_plan *plan, const real *in, const real *w,
-                                const real *bias, real *out, int64_t channels)
-{
-    const int64_t segment = plan->kernel * plan->before;
-    lanes sum = CONST_AT(lanes, bias);
+    const int64_t panel = plan->kernel * segment * LNN_LANES;
+    lanes sum[8];
+    for (int k = 0; k < pixels * panels; k++)
+        sum[k] = CONST_AT(lanes, bias + k / pixels * LNN_LANES);
     for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
         for (int64_t j = 0; j < segment; j++, w += LNN_LANES)
-            sum += CONST_AT(lanes, w) * in[j];
-    store_rectified(&sum, out, channels);
+            for (int k = 0; k < pixels * panels; k++)
+                sum[k] += CONST_AT(lanes, w + k / pixels * panel) * in[j + k % pixels * pixel];
+    for (int k = 0; k < pixels * panels; k++)
+        store_rectified(&sum[k], out + k % pixels * plan->channels + k / pixels * LNN_LANES,
+                        channels - k / pixels * LNN_LANES);
 }
 
 static void convolve(const lnn_convolution_plan *plan, const real *in, real *out)
 {
+    const int64_t pixel = plan->stride * plan->before, columns = plan->columns;
     const int64_t panel = plan->kernel * plan->kernel * plan->before * LNN_LANES;
-    const int64_t pixel = plan->stride * plan->before;
-    for (int64_t first = 0; first < plan->channels;) {
+    for (int64_t first = 0, panels; first < plan->channels; first += panels * LNN_LANES) {
         const real *w = plan->weight + first / LNN_LANES * panel, *bias = plan->bias + first;
         const int64_t channels = plan->channels - first;
-        const int two = channels > LNN_LANES && plan->columns >= 4;
-        for (int64_t y = 0; y < plan->rows; y++) {
-            const real *line = in + y * plan->stride * plan->in_row;
-            real *to = out + y * plan->out_row + first;
-            if (plan->columns < 4) {
-                for (int64_t x = 0; x < plan->columns; x++)
-                    convolve_one(plan, line + x * pixel, w, bias, to + x * plan->channels,
-                                 channels);
-                continue;
-            }
-            for (int64_t x = 0; x < plan->columns; x += 4) {
-                /* the last four may overlap those before: the same numbers once more */
-                const int64_t at = x + 4 <= plan->columns ? x : plan->columns - 4;
-                const real *from = line + at * pixel;
-                if (two)
-                    convolve_four(plan, from, w, bias, to + at * plan->channels, channels, panel,
-                                  1);
+        panels = channels > LNN_LANES && columns >= 4 ? 2 : 1;
+        const int64_t pixels = columns < 4 ? 1 : columns < 8 || panels == 2 ? 4 : 8;
+        for (int64_t y = 0; y < plan->rows; y++)
+            for (int64_t x = 0; x < columns; x += pixels) {
+                /* the last block may overlap the one before: the same numbers once more */
+                const int64_t at = x + pixels <= columns ? x : columns - pixels;
+                const real *from = in + y * plan->stride * plan->in_row + at * pixel;
+                real *to = out + y * plan->out_row + at * plan->channels + first;
+                if (panels == 2)
+                    convolve_block(plan, from, w, bias, to, channels, 4, 2);
+                else if (pixels == 8)
+                    convolve_block(plan, from, w, bias, to, channels, 8, 1);
+                else if (pixels == 4)
+                    convolve_block(plan, from, w, bias, to, channels, 4, 1);
                 else
-                    convolve_four(plan, from, w, bias, to + at * plan->channels, channels, panel,
-                                  0);
+                    convolve_block(plan, from, w, bias, to, channels, 1, 1);
             }
-        }
-        first += two ? 2 * LNN_LANES : LNN_LANES;
     }
 }
 
