@@ -96,9 +96,11 @@ class NumpyResampler:
         self._down = view.rows.matrix(bottom)[:, top:]
         self._across = view.columns.matrix(view.source_width)
         self._mix = view.mix.astype(np.float32)
-        row = view.source_width * view.mix.shape[1]
+        height, channels = view.rows.first.size, view.mix.shape[1]
+        row = view.source_width * channels
         self._cropped = np.empty((bottom - top, row), dtype=np.float32)
-        self._squashed = np.empty((view.rows.first.size, row), dtype=np.float32)
+        self._squashed = np.empty((height, row), dtype=np.float32)
+        self._planes = np.empty((channels, height, view.source_width), dtype=np.float32)
 
     def see(self, buffer: NDArray[np.uint8], step: int, pixels: F32) -> None:
         view, row = self._view, self._cropped.shape[1]
@@ -106,10 +108,11 @@ class NumpyResampler:
         rows = buffer[: self._rows.stop * step].reshape(-1, step)
         np.copyto(self._cropped, rows[self._rows, :row])
         np.matmul(self._down, self._cropped, out=self._squashed)
-        small = np.matmul(
-            self._across, self._squashed.reshape(-1, view.source_width, source_channels)
-        )  # (height, target width, source channels)
+        # a copy with the channels first makes the second product one product, not one per row
+        interleaved = self._squashed.reshape(-1, view.source_width, source_channels)
+        np.copyto(self._planes, interleaved.transpose(2, 0, 1))
+        small = self._planes.reshape(-1, view.source_width) @ self._across.T
         flat = pixels.reshape(channels, -1)
-        np.matmul(self._mix, small.reshape(-1, source_channels).T, out=flat)
+        np.matmul(self._mix, small.reshape(source_channels, -1), out=flat)
         flat -= np.float32(view.mean)
         flat /= np.float32(view.scale)
