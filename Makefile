@@ -84,7 +84,7 @@ $(venv):
 	  "for example: apt-get install python3.11 python3.11-venv" >&2; exit 1; }; \
 	echo "creating $(VENV) with $$python ..."; \
 	$$python -m venv $(if $(ROS_DISTRO),--system-site-packages) $(VENV)
-	$(call pip,setuptools wheel cffi)
+	$(call pip,setuptools wheel)
 ifdef ROS_DISTRO
 	# Its launch_pytest is a plugin of every pytest, and breaks 8 and newer.
 	$(call pip,--ignore-installed 'pytest<8')

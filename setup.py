@@ -1,8 +1,7 @@
-import sys
 from glob import glob
-from importlib.util import find_spec
+from runpy import run_path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 package_name = 'lnn_ros'
 
@@ -24,10 +23,18 @@ train = [*sim, 'torch>=2.2']
 test = ['pytest']
 dev = [*test, 'mypy', 'ruff']
 
-# Without cffi, or without a C compiler, the package installs all the same and numpy does the work.
-compiled = ['lnn_ros/core/build.py:builder'] if find_spec('cffi') else []
-if not compiled:
-    print('lnn_ros: no cffi, so the compiled core is left out: pip install cffi', file=sys.stderr)
+# Without a C compiler the package installs all the same, and numpy does the work.
+core = f'{package_name}/core'
+build = run_path(f'{core}/build.py')
+compiled = Extension(
+    f'{package_name}.core._core',
+    [f'{core}/{source}' for source in build['MODULE']],
+    depends=[f'{core}/{name}' for name in build['INCLUDED']],
+    include_dirs=[core],
+    extra_compile_args=list(build['FLAGS']),
+    libraries=['m'],
+    optional=True,
+)
 
 setup(
     name=package_name,
@@ -37,6 +44,7 @@ setup(
     maintainer='lnn_ros maintainers',
     maintainer_email='maintainers@users.noreply.example',
     python_requires='>=3.10',
+    ext_modules=[compiled],
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={
         f'{package_name}.sim': ['assets/*.xml'],
@@ -52,10 +60,9 @@ setup(
         # console scripts into bin/, so the nodes are files that colcon and pip both install.
         (f'lib/{package_name}', glob('resource/*_node')),
     ],
-    install_requires=['cffi', 'numpy', 'pyyaml', 'safetensors'],
+    install_requires=['numpy', 'pyyaml', 'safetensors'],
     # colcon test runs pytest only if the extra `test` names it.
     extras_require={'ros': ros, 'sim': sim, 'train': train, 'test': test, 'dev': dev},
     entry_points={'console_scripts': ['lnn_ros = lnn_ros.cli:main']},
     zip_safe=False,
-    **({'cffi_modules': compiled} if compiled else {}),
 )

@@ -85,7 +85,7 @@ def compiled_module() -> Any:
     except ImportError as error:
         logging.getLogger(__name__).warning(
             'the compiled core is not there (%s): numpy does its work, many times slower. '
-            'Install a compiler (apt-get install gcc python3-dev python3-cffi) and lnn_ros again.',
+            'Install a compiler (apt-get install gcc python3-dev) and lnn_ros again.',
             error,
         )
         return None

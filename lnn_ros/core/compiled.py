@@ -1,7 +1,7 @@
 """The Python face of the compiled core: the engine and the resampler, in C.
 
-Everything is checked here, before C is called: types, sizes, finite numbers. Memory belongs to
-numpy arrays that are made once; C only ever sees pointers into them.
+C checks what it is handed and answers False; what was wrong is said here. Memory belongs to numpy
+arrays that are made once.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from lnn_ros.core.view import View
 from lnn_ros.policy import Contract, Policy, PolicyError
 
 F32 = NDArray[np.float32]
-_NONE_YET = (
-    object(),
-    None,
-)  # the last input array and its address; finding that costs a microsecond
+FASTEST = -1
 
 
 class CEngine:
@@ -30,193 +27,145 @@ class CEngine:
     Args:
         policy: what to run.
         module: the compiled module (float32), or another build of it.
-        variant: which of the module's inner loops to use; by default the fastest that this
-            processor runs.
+        variant: index into `module.variants()` of the inner loops to use; by default the fastest
+            that this processor runs.
     """
 
-    def __init__(self, policy: Policy, module: Any, variant: int | None = None) -> None:
-        contract, lib = policy.contract, module.lib
-        self._ffi = module.ffi
-        self._real = np.dtype(f'f{self._ffi.sizeof("real")}')
-        kernels = lib.lnn_best_kernels() if variant is None else lib.lnn_kernels_at(variant)
-        if kernels == self._ffi.NULL:
-            raise ValueError(f'this processor has no variant {variant} of the inner loops')
-        self.variant = self._ffi.string(lib.lnn_kernels_name(kernels)).decode()
-        self._keep: list[Any] = []  # what C points to while the engine is laid out
-        described = self._describe(contract, Tensors(policy))
-        size = lib.lnn_engine_size(described)
+    def __init__(self, policy: Policy, module: Any, variant: int = FASTEST) -> None:
+        contract = policy.contract
+        self._real = np.dtype(f'f{module.real_bits // 8}')
+        layout = (_sizes(contract), contract.max_step, _age_scale(contract))
+        size = module.engine_size(*layout)
         if size == 0:
             raise PolicyError('the network is larger than 1 GiB, or its sizes do not fit together')
+        tensors = Tensors(policy)
+        arrays = tuple(np.ascontiguousarray(a, self._real) for a in _arrays(contract, tensors))
+        tensors.refuse_leftovers()
         memory = np.zeros(size + 64, dtype=np.uint8)
         memory = memory[-memory.ctypes.data % 64 :][:size]
-        self._memory = self._ffi.from_buffer(memory, require_writable=True)  # keeps it alive
-        self._engine = lib.lnn_engine_place(self._memory, described, kernels)
-        self._keep.clear()
+        engine = module.Engine(memory, variant, *layout, arrays)
 
-        self.state = self._view(memory, lib.lnn_engine_state(self._engine), contract.units)
-        outputs = lib.lnn_engine_outputs(self._engine)
-        self._outputs = self._view(memory, outputs, len(contract.outputs))
+        def numbers(start: int, count: int) -> Any:
+            return memory[start : start + count * self._real.itemsize].view(self._real)
+
+        state, outputs = engine.offsets()
+        self.state = numbers(state, contract.units)
+        self._outputs = numbers(outputs, len(contract.outputs))
         self._max_step = contract.max_step
         image = contract.image
         self._image_shape = (image.channels, image.height, image.width) if image else None
         self._imu_shape = (len(contract.imu.fields),) if contract.imu else None
-        # bound once: looking each up would cost as much as the call
-        self._hold_image, self._hold_imu = lib.lnn_hold_image, lib.lnn_hold_imu
-        self._hold_age, self._advance = lib.lnn_hold_age, lib.lnn_advance
-        self._command = lib.lnn_command
-        self._pixels: tuple[Any, Any] = _NONE_YET
-        self._values: tuple[Any, Any] = _NONE_YET
+        self._hold_image, self._hold_imu = engine.hold_image, engine.hold_imu
+        self._hold_age, self._advance = engine.hold_age, engine.advance
+        self._command = engine.command
 
     def reset(self) -> None:
         self.state[:] = 0.0
 
     def hold_image(self, pixels: F32) -> None:
-        array, address = self._pixels
-        if pixels is not array:
-            address = self._address(pixels, self._image_shape, 'image')
-            self._pixels = (pixels, address) if pixels.flags.c_contiguous else _NONE_YET
-        if not self._hold_image(self._engine, address):
+        if not self._hold_image(pixels):
+            check_input(pixels, self._image_shape, 'image', self._real)
+            if not pixels.flags.c_contiguous:
+                return self.hold_image(np.ascontiguousarray(pixels))
             raise ValueError('the image has values that are not finite, it is ignored')
 
     def hold_image_age(self, age: float) -> None:
-        if not self._hold_age(self._engine, age):
+        if not self._hold_age(age):
             if self._image_shape is None:
                 raise ValueError('this policy takes no image')
             raise ValueError(f'the image is {age} s old, but an age must be finite')
 
     def hold_imu(self, values: F32) -> None:
-        array, address = self._values
-        if values is not array:
-            address = self._address(values, self._imu_shape, 'imu')
-            self._values = (values, address) if values.flags.c_contiguous else _NONE_YET
-        if not self._hold_imu(self._engine, address):
+        if not self._hold_imu(values):
+            check_input(values, self._imu_shape, 'imu', self._real)
+            if not values.flags.c_contiguous:
+                return self.hold_imu(np.ascontiguousarray(values))
             raise ValueError(f'imu is {values}, but every value must be finite')
 
     def advance(self, dt: float) -> None:
-        if not self._advance(self._engine, dt):
+        if not self._advance(dt):
             raise interval_error(dt, self._max_step)
 
     def command(self) -> F32:
-        self._command(self._engine)
+        self._command()
         return self._outputs
 
-    def _address(self, array: F32, shape: tuple[int, ...] | None, name: str) -> Any:
-        """Return a pointer to the numbers, which keeps them alive."""
-        check_input(array, shape, name, self._real)
-        return self._ffi.from_buffer('real[]', np.ascontiguousarray(array))
 
-    def _view(self, memory: NDArray[np.uint8], pointer: Any, count: int) -> Any:
-        """Return `count` numbers at `pointer` inside `memory` as an array that keeps it alive."""
-        start = int(self._ffi.cast('uintptr_t', pointer)) - memory.ctypes.data
-        return memory[start : start + count * self._real.itemsize].view(self._real)
+def _age_scale(contract: Contract) -> float:
+    return contract.image.age_scale if contract.image else 1.0
 
-    def _real_array(self, values: NDArray[Any]) -> Any:
-        array = self._ffi.from_buffer('real[]', np.ascontiguousarray(values, dtype=self._real))
-        self._keep.append(array)
-        return array
 
-    def _describe(self, contract: Contract, tensors: Tensors) -> Any:
-        ffi, real = self._ffi, self._real_array
-        units, inputs = contract.units, contract.inputs
-        policy = ffi.new('lnn_policy *')
-        policy.units, policy.max_step = units, contract.max_step
-        policy.imu = len(contract.imu.fields) if contract.imu else 0
-        policy.age_scale = contract.image.age_scale if contract.image else 1.0
-        if contract.encoder:
-            self._describe_encoder(policy, contract, tensors)
-        cell = policy.cell
-        cell.gate_input = real(tensors.take('cell.gate_input', units, inputs))
-        cell.gate_recurrent = real(tensors.take('cell.gate_recurrent', units, units))
-        cell.gate_bias = real(tensors.take('cell.gate_bias', units))
-        cell.gain = real(tensors.take_exp('cell.log_gain', units))
-        cell.drive = real(tensors.take('cell.drive', units, inputs))
-        cell.reversal = real(tensors.take('cell.reversal', units))
-        cell.leak = real(tensors.take('cell.leak', units))
-        cell.rate = real(tensors.take_exp('cell.log_tau', units, sign=-1))
-        sizes = (units + inputs, *contract.readout, len(contract.outputs))
-        layers = ffi.new('lnn_linear[]', len(sizes) - 1)
-        for i, layer in enumerate(layers):
-            layer.outputs = sizes[i + 1]
-            layer.weight = real(tensors.take(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i]))
-            layer.bias = real(tensors.take(f'readout.{2 * i}.bias', sizes[i + 1]))
-        policy.readout, policy.readouts = layers, len(layers)
-        low = np.array([output.min for output in contract.outputs])
-        high = np.array([output.max for output in contract.outputs])
-        policy.middle, policy.half = real((high + low) / 2), real((high - low) / 2)
-        self._keep.append(layers)
-        tensors.refuse_leftovers()
-        return policy
+def _sizes(contract: Contract) -> NDArray[np.int64]:
+    """Return the sizes in the order that module.c reads them in."""
+    image, encoder = contract.image, contract.encoder
+    layers = encoder.layers if encoder else ()
+    readout = (*contract.readout, len(contract.outputs))
+    sizes = [contract.units, len(contract.imu.fields) if contract.imu else 0]
+    sizes += [image.channels, image.height, image.width] if image else [0, 0, 0]
+    sizes += [encoder.features if encoder else 0, len(layers), len(readout)]
+    for layer in layers:
+        sizes += [layer.channels, layer.kernel, layer.stride, layer.padding]
+    return np.array([*sizes, *readout], dtype=np.int64)
 
-    def _describe_encoder(self, policy: Any, contract: Contract, tensors: Tensors) -> None:
-        assert contract.image is not None and contract.encoder is not None
-        image, encoder, real = contract.image, contract.encoder, self._real_array
-        policy.channels, policy.height, policy.width = image.channels, image.height, image.width
-        layers = self._ffi.new('lnn_convolution[]', len(encoder.layers))
-        shapes = contract.encoder_shapes
-        for i, (layer, spec) in enumerate(zip(layers, encoder.layers, strict=True)):
-            k = spec.kernel
-            layer.channels, layer.kernel = spec.channels, k
-            layer.stride, layer.padding = spec.stride, spec.padding
-            name = f'encoder.{2 * i}'
-            layer.weight = real(tensors.take(f'{name}.weight', spec.channels, shapes[i][0], k, k))
-            layer.bias = real(tensors.take(f'{name}.bias', spec.channels))
-        policy.convolution, policy.convolutions = layers, len(layers)
-        name = f'encoder.{2 * len(layers) + 1}'  # a Flatten stands between
-        features = policy.features
-        features.outputs = encoder.features
-        flat = math.prod(shapes[-1])
-        features.weight = real(tensors.take(f'{name}.weight', encoder.features, flat))
-        features.bias = real(tensors.take(f'{name}.bias', encoder.features))
-        self._keep.append(layers)
+
+def _arrays(contract: Contract, tensors: Tensors) -> list[NDArray[Any]]:
+    """Return the numbers in the order that module.c reads them in."""
+    take, units, inputs = tensors.take, contract.units, contract.inputs
+    arrays: list[NDArray[Any]] = []
+    if contract.encoder:
+        shapes, encoder = contract.encoder_shapes, contract.encoder
+        for i, layer in enumerate(encoder.layers):
+            k, name = layer.kernel, f'encoder.{2 * i}'
+            arrays.append(take(f'{name}.weight', layer.channels, shapes[i][0], k, k))
+            arrays.append(take(f'{name}.bias', layer.channels))
+        name = f'encoder.{2 * len(encoder.layers) + 1}'  # a Flatten stands between
+        arrays.append(take(f'{name}.weight', encoder.features, math.prod(shapes[-1])))
+        arrays.append(take(f'{name}.bias', encoder.features))
+    arrays += [
+        take('cell.gate_input', units, inputs),
+        take('cell.gate_recurrent', units, units),
+        take('cell.gate_bias', units),
+        tensors.take_exp('cell.log_gain', units),
+        take('cell.drive', units, inputs),
+        take('cell.reversal', units),
+        take('cell.leak', units),
+        tensors.take_exp('cell.log_tau', units, sign=-1),
+    ]
+    sizes = (units + inputs, *contract.readout, len(contract.outputs))
+    for i in range(len(sizes) - 1):
+        arrays.append(take(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i]))
+        arrays.append(take(f'readout.{2 * i}.bias', sizes[i + 1]))
+    low, high = (np.array([getattr(o, end) for o in contract.outputs]) for end in ('min', 'max'))
+    return [*arrays, (high + low) / 2, (high - low) / 2]
 
 
 class CResampler:
     """Averages in C, straight from a message's bytes; see `lnn_ros.core.view.Resampler`."""
 
-    def __init__(self, view: View, module: Any, variant: int | None = None) -> None:
-        ffi, lib = module.ffi, module.lib
-        real = np.dtype(f'f{ffi.sizeof("real")}')
-        self._keep: list[Any] = []
-
-        def kept(kind: str, values: NDArray[Any], dtype: Any) -> Any:
-            self._keep.append(ffi.from_buffer(kind, np.ascontiguousarray(values, dtype=dtype)))
-            return self._keep[-1]
-
-        self._lib, self._ffi = lib, ffi
-        self._kernels = lib.lnn_best_kernels() if variant is None else lib.lnn_kernels_at(variant)
-        described = ffi.new('lnn_view *')
-        for to, spans in ((described.rows, view.rows), (described.columns, view.columns)):
-            to.target = spans.first.size
-            to.first = kept('int64_t[]', spans.first, np.int64)
-            to.count = kept('int64_t[]', spans.count, np.int64)
-            to.first_share = kept('real[]', spans.shares[0], real)
-            to.inner_share = kept('real[]', spans.shares[1], real)
-            to.last_share = kept('real[]', spans.shares[2], real)
+    def __init__(self, view: View, module: Any, variant: int = FASTEST) -> None:
+        real = np.dtype(f'f{module.real_bits // 8}')
         channels, source_channels = view.mix.shape
-        mix = np.zeros((source_channels, 4))
+        mix = np.zeros((source_channels, 4))  # four channels at a time, used or not
         mix[:, :channels] = view.mix.T / view.scale
-        described.mix = kept('real[]', mix, real)
-        described.offset = kept('real[]', np.full(4, -view.mean / view.scale), real)
-        described.channels, described.source_channels = channels, source_channels
-        described.source_width = view.source_width
-        self._view = described
-        self._scratch = kept('real[]', np.zeros(lib.lnn_view_scratch(described)), real)
-        rows = view.rows
-        self._rows = int((rows.first + rows.count).max())
-        self._row = view.source_width * view.mix.shape[1]
-        self._shape = (view.mix.shape[0], rows.first.size, view.columns.first.size)
+        offset = np.full(4, -view.mean / view.scale)
+
+        def described(spans: Any) -> tuple[Any, ...]:
+            return spans.first, spans.count, *(np.ascontiguousarray(s, real) for s in spans.shares)
+
+        self._resampler = module.Resampler(
+            variant,
+            channels,
+            source_channels,
+            view.source_width,
+            described(view.rows),
+            described(view.columns),
+            (mix.astype(real), offset.astype(real)),
+        )
         self._real = real
+        self._rows = int((view.rows.first + view.rows.count).max())
+        self._shape = (channels, view.rows.first.size, view.columns.first.size)
 
     def see(self, buffer: NDArray[np.uint8], step: int, pixels: F32) -> None:
-        if buffer.size < (self._rows - 1) * step + self._row or step < self._row:
+        if not self._resampler.see(buffer, step, pixels):
+            check_input(pixels, self._shape, 'pixels', self._real)
             raise ValueError(f'{buffer.size} bytes are too few for {self._rows} rows of {step}')
-        check_input(pixels, self._shape, 'pixels', self._real)
-        address = self._ffi.from_buffer
-        self._lib.lnn_see(
-            self._view,
-            self._kernels,
-            address('uint8_t[]', buffer),
-            step,
-            self._scratch,
-            address('real[]', pixels, require_writable=True),
-        )

@@ -19,8 +19,6 @@ typedef double real;
 typedef float real;
 #endif
 
-/* cdef: build.py hands everything from here to the end mark to cffi, so no preprocessor here. */
-
 /* A processor's variant of the inner loops: lnn_best_kernels(), or one of lnn_kernels_at(0, 1, ...)
  * (NULL after the last that this processor runs; the first runs everywhere). */
 typedef struct lnn_kernels lnn_kernels;
@@ -111,6 +109,5 @@ void lnn_see(const lnn_view *view, const lnn_kernels *kernels, const uint8_t *im
 /* exp, sigmoid and tanh (function 0, 1, 2) of `count` numbers, as the inner loops compute them */
 void lnn_elementwise(const lnn_kernels *kernels, int function, int64_t count, const real *x,
                      real *out);
-/* end */
 
 #endif

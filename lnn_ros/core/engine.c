@@ -129,7 +129,7 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
         !(policy->max_step > 0 && isfinite(policy->max_step)) ||
         !(policy->age_scale > 0 && isfinite(policy->age_scale)))
         return 0;
-    e->convolutions = policy->convolutions;
+    e->convolutions = policy->channels ? policy->convolutions : 0;
     if (policy->channels != 0 && !lay_out_encoder(e, from, policy))
         return 0;
     e->units = policy->units;

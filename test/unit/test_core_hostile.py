@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,18 @@ COMPILERS = [name for name in ('gcc', 'clang') if shutil.which(name)] or ['cc']
 @pytest.mark.parametrize('compiler', COMPILERS)
 def test_sources_compile_without_a_warning(compiler, real, tmp_path) -> None:
     macros = ['-DLNN_DOUBLE'] if real == 'double' else []
-    for source in build.SOURCES:
-        command = [compiler, *build.FLAGS, '-Werror', *macros, '-c', SOURCES / source, '-o']
+    include = f'-I{sysconfig.get_path("include")}'
+    for source in build.MODULE:
+        command = [
+            compiler,
+            *build.FLAGS,
+            '-Werror',
+            include,
+            *macros,
+            '-c',
+            SOURCES / source,
+            '-o',
+        ]
         done = subprocess.run([*command, tmp_path / 'out.o'], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

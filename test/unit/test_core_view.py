@@ -50,10 +50,8 @@ def brute_force(contract: ImageContract, image: np.ndarray, encoding: str) -> np
 
 
 def resamplers(view: View, module: ModuleType) -> list:
-    found: list = [NumpyResampler(view)]
-    while module.lib.lnn_kernels_at(len(found) - 1) != module.ffi.NULL:
-        found.append(CResampler(view, module, len(found) - 1))
-    return found
+    compiled = [CResampler(view, module, i) for i in range(len(module.variants()))]
+    return [NumpyResampler(view), *compiled]
 
 
 @pytest.mark.parametrize('padding', [0, 1, 5, 64])

@@ -1,0 +1,317 @@
+/* The Python module lnn_ros.core._core: Engine and Resampler over the C core.
+ *
+ * Written out instead of generated (cffi, ctypes) because these calls must keep the GIL: a call that
+ * takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
+ * computes. Everything that C will read or write is checked here against the sizes it was laid out
+ * for; what does not fit is answered with False, and the Python face says what was wrong.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core.h"
+
+#ifdef LNN_DOUBLE
+#define REAL_FORMAT "d"
+#define MODULE_NAME "_core_double"
+#define MODULE_INIT PyInit__core_double
+#else
+#define REAL_FORMAT "f"
+#define MODULE_NAME "_core"
+#define MODULE_INIT PyInit__core
+#endif
+
+enum { MOST_LAYERS = 16, MOST_ARRAYS = 8 + 2 * MOST_LAYERS + 2 + 2 * MOST_LAYERS + 2 };
+
+/* Fill `view` with the contiguous numbers of `object`; 0 (and no exception) if it has others. */
+static int get(PyObject *object, Py_buffer *view, const char *format, int flags)
+{
+    if (PyObject_GetBuffer(object, view, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
+        PyErr_Clear();
+        return 0;
+    }
+    const char *found = view->format ? view->format : "B";
+    const int is_int64 = !strcmp(format, "q") && !strcmp(found, "l") && view->itemsize == 8;
+    if (!strcmp(found, format) || is_int64)
+        return 1;
+    PyBuffer_Release(view);
+    return 0;
+}
+
+static int get_reals(PyObject *object, Py_buffer *view, int flags, int dimensions,
+                     const Py_ssize_t *shape)
+{
+    if (!get(object, view, REAL_FORMAT, flags))
+        return 0;
+    int fits = view->ndim == dimensions;
+    for (int i = 0; fits && i < dimensions; i++)
+        fits = view->shape[i] == shape[i];
+    if (!fits)
+        PyBuffer_Release(view);
+    return fits;
+}
+
+static const lnn_kernels *variant_at(int index)
+{
+    const lnn_kernels *kernels = index < 0 ? lnn_best_kernels() : NULL;
+    for (int i = 0; index >= 0 && i <= index; i++) {
+        kernels = lnn_kernels_at(i);
+        if (!kernels)
+            break;
+    }
+    if (!kernels)
+        PyErr_Format(PyExc_ValueError, "this processor has no variant %d", index);
+    return kernels;
+}
+
+/* A policy as Python describes it, while it is read. */
+typedef struct {
+    lnn_policy policy;
+    lnn_convolution convolution[MOST_LAYERS];
+    lnn_linear readout[MOST_LAYERS];
+    Py_buffer views[MOST_ARRAYS];
+    int viewed;
+} description;
+
+/* sizes: units, imu, channels, height, width, features, convolutions, readouts, then each
+ * convolution's channels, kernel, stride, padding, then each readout layer's outputs */
+static int read_sizes(description *d, PyObject *sizes, double max_step, double age_scale)
+{
+    memset(d, 0, sizeof *d);
+    Py_buffer view;
+    if (!get(sizes, &view, "q", PyBUF_ND)) {
+        PyErr_SetString(PyExc_ValueError, "sizes must be an array of int64");
+        return 0;
+    }
+    const int64_t *n = view.buf, count = view.len / 8;
+    int good = count >= 8 && n[6] >= 0 && n[6] <= MOST_LAYERS && n[7] >= 1 &&
+               n[7] <= MOST_LAYERS && count == 8 + 4 * n[6] + n[7];
+    if (good) {
+        lnn_policy *policy = &d->policy;
+        policy->units = n[0];
+        policy->imu = n[1];
+        policy->channels = n[2];
+        policy->height = n[3];
+        policy->width = n[4];
+        policy->features.outputs = n[5];
+        policy->convolutions = n[6];
+        policy->readouts = n[7];
+        policy->convolution = d->convolution;
+        policy->readout = d->readout;
+        policy->max_step = max_step;
+        policy->age_scale = age_scale;
+        n += 8;
+        for (int i = 0; i < policy->convolutions; i++, n += 4) {
+            lnn_convolution *layer = &d->convolution[i];
+            layer->channels = n[0];
+            layer->kernel = n[1];
+            layer->stride = n[2];
+            layer->padding = n[3];
+        }
+        for (int i = 0; i < policy->readouts; i++)
+            d->readout[i].outputs = n[i];
+    } else {
+        PyErr_SetString(PyExc_ValueError, "sizes do not say a policy");
+    }
+    PyBuffer_Release(&view);
+    return good;
+}
+
+/* Returns the numbers of the next array, which must be `count`; sets an exception when not. */
+static const real *next(description *d, PyObject *arrays, int64_t count)
+{
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *array = PyTuple_GetItem(arrays, d->viewed); /* IndexError past the last one */
+    if (!array)
+        return NULL;
+    Py_buffer *view = &d->views[d->viewed];
+    if (!get(array, view, REAL_FORMAT, PyBUF_ND)) {
+        PyErr_Format(PyExc_ValueError, "array %d has other numbers than it must", d->viewed);
+        return NULL;
+    }
+    d->viewed++;
+    if (view->len / (Py_ssize_t)sizeof(real) != count)
+        PyErr_Format(PyExc_ValueError, "array %d has another size than it must", d->viewed - 1);
+    return view->buf;
+}
+
+/* Only after lnn_engine_size has accepted the sizes: then no product here can overflow. */
+static int read_arrays(description *d, PyObject *arrays)
+{
+    lnn_policy *policy = &d->policy;
+    int64_t inputs = policy->imu, before = policy->channels;
+    if (policy->channels) {
+        int64_t height = policy->height, width = policy->width;
+        for (int i = 0; i < policy->convolutions; i++) {
+            lnn_convolution *c = &d->convolution[i];
+            c->weight = next(d, arrays, c->channels * before * c->kernel * c->kernel);
+            c->bias = next(d, arrays, c->channels);
+            height = (height + 2 * c->padding - c->kernel) / c->stride + 1;
+            width = (width + 2 * c->padding - c->kernel) / c->stride + 1;
+            before = c->channels;
+        }
+        lnn_linear *features = &policy->features;
+        features->weight = next(d, arrays, features->outputs * before * height * width);
+        features->bias = next(d, arrays, features->outputs);
+        inputs += features->outputs + 1;
+    }
+    const int64_t units = policy->units;
+    lnn_neural_ltc *cell = &policy->cell;
+    cell->gate_input = next(d, arrays, units * inputs);
+    cell->gate_recurrent = next(d, arrays, units * units);
+    cell->gate_bias = next(d, arrays, units);
+    cell->gain = next(d, arrays, units);
+    cell->drive = next(d, arrays, units * inputs);
+    cell->reversal = next(d, arrays, units);
+    cell->leak = next(d, arrays, units);
+    cell->rate = next(d, arrays, units);
+    before = units + inputs;
+    for (int i = 0; i < policy->readouts; i++) {
+        lnn_linear *layer = &d->readout[i];
+        layer->weight = next(d, arrays, layer->outputs * before);
+        layer->bias = next(d, arrays, layer->outputs);
+        before = layer->outputs;
+    }
+    policy->middle = next(d, arrays, before);
+    policy->half = next(d, arrays, before);
+    return !PyErr_Occurred();
+}
+
+static void release(description *d)
+{
+    while (d->viewed)
+        PyBuffer_Release(&d->views[--d->viewed]);
+}
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer memory; /* a numpy array's, so that views of it can outlive this */
+    lnn_engine *engine;
+    Py_ssize_t image[3], imu[1];
+} Engine;
+
+static PyObject *engine_size(PyObject *self, PyObject *args)
+{
+    (void)self;
+    PyObject *sizes;
+    double max_step, age_scale;
+    description d;
+    if (!PyArg_ParseTuple(args, "Odd", &sizes, &max_step, &age_scale) ||
+        !read_sizes(&d, sizes, max_step, age_scale))
+        return NULL;
+    return PyLong_FromSize_t(lnn_engine_size(&d.policy));
+}
+
+static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    (void)keywords;
+    PyObject *memory, *sizes, *arrays;
+    double max_step, age_scale;
+    int variant;
+    description d;
+    if (!PyArg_ParseTuple(args, "OiOddO!", &memory, &variant, &sizes, &max_step, &age_scale,
+                          &PyTuple_Type, &arrays) ||
+        !read_sizes(&d, sizes, max_step, age_scale))
+        return NULL;
+    const lnn_kernels *kernels = variant_at(variant);
+    Engine *engine = kernels ? (Engine *)type->tp_alloc(type, 0) : NULL;
+    if (!engine)
+        return NULL;
+    const size_t size = lnn_engine_size(&d.policy);
+    if (size == 0 || !get(memory, &engine->memory, "B", PyBUF_WRITABLE | PyBUF_ND) ||
+        (size_t)engine->memory.len < size || (uintptr_t)engine->memory.buf % 64)
+        PyErr_SetString(PyExc_ValueError, "the memory is too small, or for another policy");
+    else if (read_arrays(&d, arrays)) {
+        memset(engine->memory.buf, 0, size);
+        engine->engine = lnn_engine_place(engine->memory.buf, &d.policy, kernels);
+    }
+    release(&d);
+    if (PyErr_Occurred()) {
+        Py_DECREF(engine);
+        return NULL;
+    }
+    engine->image[0] = (Py_ssize_t)d.policy.channels;
+    engine->image[1] = (Py_ssize_t)d.policy.height;
+    engine->image[2] = (Py_ssize_t)d.policy.width;
+    engine->imu[0] = (Py_ssize_t)d.policy.imu;
+    return (PyObject *)engine;
+}
+
+static void engine_free(Engine *self)
+{
+    if (self->memory.obj)
+        PyBuffer_Release(&self->memory);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *engine_offsets(Engine *self, PyObject *nothing)
+{
+    (void)nothing;
+    const char *start = self->memory.buf;
+    return Py_BuildValue("nn", (Py_ssize_t)((char *)lnn_engine_state(self->engine) - start),
+                         (Py_ssize_t)((char *)lnn_engine_outputs(self->engine) - start));
+}
+
+static PyObject *engine_hold_image(Engine *self, PyObject *pixels)
+{
+    Py_buffer view;
+    if (self->image[0] == 0 || !get_reals(pixels, &view, PyBUF_ND, 3, self->image))
+        Py_RETURN_FALSE;
+    const int held = lnn_hold_image(self->engine, view.buf);
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(held);
+}
+
+static PyObject *engine_hold_imu(Engine *self, PyObject *values)
+{
+    Py_buffer view;
+    if (self->imu[0] == 0 || !get_reals(values, &view, PyBUF_ND, 1, self->imu))
+        Py_RETURN_FALSE;
+    const int held = lnn_hold_imu(self->engine, view.buf);
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(held);
+}
+
+static PyObject *engine_hold_age(Engine *self, PyObject *seconds)
+{
+    const double age = PyFloat_AsDouble(seconds);
+    if (age == -1.0 && PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(lnn_hold_age(self->engine, age));
+}
+
+static PyObject *engine_advance(Engine *self, PyObject *seconds)
+{
+    const double dt = PyFloat_AsDouble(seconds);
+    if (dt == -1.0 && PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(lnn_advance(self->engine, dt));
+}
+
+static PyObject *engine_command(Engine *self, PyObject *nothing)
+{
+    (void)nothing;
+    lnn_command(self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef engine_methods[] = {
+    {"offsets", (PyCFunction)engine_offsets, METH_NOARGS, "Bytes to state and outputs."},
+    {"hold_image", (PyCFunction)engine_hold_image, METH_O, "False when refused."},
+    {"hold_imu", (PyCFunction)engine_hold_imu, METH_O, "False when refused."},
+    {"hold_age", (PyCFunction)engine_hold_age, METH_O, "False when refused."},
+    {"advance", (PyCFunction)engine_advance, METH_O, "False when refused."},
+    {"command", (PyCFunction)engine_command, METH_NOARGS, "Fill the outputs."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyTypeObject engine_type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "lnn_ros.core._core.Engine",
+    .tp_basicsize = sizeof(Engine),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = engine_new,
+    .tp_dealloc = (destructor)engine_free,
+    .tp_methods = engine_methods,
+};
+
+#include "module_view.c"
