@@ -24,7 +24,7 @@ def files(*patterns):
 
 
 def test_tests_run_against_the_installed_package():
-    assert CHECKOUT not in PACKAGE.parents
+    assert PACKAGE.parent != CHECKOUT
     assert CHECKOUT != SHARE
 
 
