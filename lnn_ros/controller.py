@@ -109,6 +109,14 @@ class Controller:
         self.interval.forget()
         self._restart()
 
+    def stop(self) -> NDArray[np.float64]:
+        """Take note that the safe command goes out between two messages; return it.
+
+        The next command's slew starts from it: the silence before does not count.
+        """
+        self._commanded_ns = 0
+        return self.limiter.sent_safe()
+
     def on_image(
         self, data: object, height: int, width: int, encoding: str, step: int, stamp_ns: int
     ) -> Command | None:
@@ -193,8 +201,8 @@ class Controller:
             self.mode = Mode.WARMUP
         else:
             # now_ns: a trigger behind the other stream is as late as the state that answers it
-            requested = self.engine.command()
-            limited = self.limiter.apply(requested, (now_ns - self._commanded_ns) / NS_PER_S)
+            since_ns = now_ns - self._commanded_ns if self._commanded_ns else 0
+            limited = self.limiter.apply(self.engine.command(), since_ns / NS_PER_S)
             if limited is None or not np.isfinite(self.engine.state).all():
                 self.counts['fault'] += 1
                 self._restart()

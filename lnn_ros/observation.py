@@ -16,6 +16,8 @@ from lnn_ros.policy import IMU_FIELDS, ImageContract, ImuContract
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'mono8': 1, 'rgba8': 4, 'bgra8': 4}
 """Accepted sensor_msgs/Image encodings and their bytes per pixel."""
 
+LONGEST_SIDE = 8192  # pixels; a line of a million would stall the robot while weights are made
+
 _RGB_OF = {  # (rgb, source channels): how each source channel counts in red, green and blue
     'rgb8': np.eye(3),
     'bgr8': np.eye(3)[:, ::-1],
@@ -78,10 +80,11 @@ class ImageReader:
             raise ObservationError(
                 f"encoding '{encoding}' is not supported, publish one of {', '.join(CHANNELS)}"
             )
-        if height < 1 or width < 1 or step < width * channels:
+        if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE):
+            raise ObservationError(f'{width}x{height}: sides must be 1 to {LONGEST_SIDE} pixels')
+        if step < width * channels:
             raise ObservationError(
-                f'{width}x{height} {encoding} with step {step}: sizes must be positive and a row '
-                f'needs at least {width * channels} bytes'
+                f'step {step}: a row of {width} {encoding} pixels has {width * channels} bytes'
             )
         buffer = np.frombuffer(data, np.uint8)  # type: ignore[call-overload]
         if buffer.size < step * height:

@@ -118,7 +118,12 @@ class ControllerNode(LifecycleNode):
         )
         self._undo.append(self._commands.destroy)
         self._subscribe(policy)
-        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._diagnostics = self.create_publisher(
+            DiagnosticArray,
+            '/diagnostics',
+            10,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
         timer = self.create_timer(
             self._value('diagnostics_period'),
             self._publish_diagnostics,
@@ -235,7 +240,7 @@ class ControllerNode(LifecycleNode):
 
     def _on_silence(self, silence: float) -> None:
         """Send the safe command; called by the watchdog from its own thread."""
-        self._commands.publish(self._controller.limiter.sent_safe())
+        self._commands.publish(self._controller.stop())
         if self._mode is not Mode.STALE:
             self._mode = Mode.STALE
             trigger = self._controller.policy.contract.trigger
@@ -270,7 +275,7 @@ class ControllerNode(LifecycleNode):
             return
         self._active = False
         self._watchdog.stop()
-        self._commands.publish(self._controller.limiter.sent_safe())
+        self._commands.publish(self._controller.stop())
         self._commands.flush(0.2)
         if self._log is not None:
             counts = self._controller.counts
@@ -311,7 +316,7 @@ class ControllerNode(LifecycleNode):
         response.success = self._active
         if self._active:
             self._controller.reset()
-            self._commands.publish(self._controller.limiter.sent_safe())
+            self._commands.publish(self._controller.stop())
         else:
             response.message = 'the node is not active'
         return response

@@ -67,7 +67,10 @@ def run(
     A parameter that the node refuses at start is the user's mistake: one line and exit code 1.
     """
     stop = Stop()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # what --ros-args says cannot be understood
+        sys.exit(f'not started: {error}')
     executor = SingleThreadedExecutor()
     code = 1
     try:

@@ -5,7 +5,9 @@ it never uses it: its own waiting is on the wall clock.
 
 With `real_time_factor` 0 it runs in lock-step: after each IMU sample, simulated time stands still
 until the command that answers it is here (or `command_deadline` has passed, which is counted), so a
-slow machine gives the same drive as a fast one.
+slow machine gives the same drive as a fast one. That needs a controller that answers IMU samples.
+
+There is one /clock in a ROS domain, so run one simulator in each.
 """
 
 from __future__ import annotations
@@ -103,11 +105,15 @@ class SimulatorNode(Node):
         self._image_publisher = self.create_publisher(
             Image, 'image', sensor, qos_overriding_options=overridable
         )
-        self._info_publisher = self.create_publisher(CameraInfo, 'camera_info', sensor)
+        self._info_publisher = self.create_publisher(
+            CameraInfo, 'camera_info', sensor, qos_overriding_options=overridable
+        )
         self._imu_publisher = self.create_publisher(
             Imu, 'imu/data', sensor, qos_overriding_options=overridable
         )
-        command = self.create_subscription(TwistStamped, 'cmd_vel', self._on_command, 1)
+        command = self.create_subscription(
+            TwistStamped, 'cmd_vel', self._on_command, 1, qos_overriding_options=overridable
+        )
         self._command_topic = command.topic_name
         self._imu_message, self._info_message = self._fixed_fields()
 

@@ -435,3 +435,20 @@ def test_reset_forgets_state_inputs_and_time(drive):
 def test_setting_out_of_range_is_refused_by_name(policy, settings, text):
     with pytest.raises(ValueError, match=text):
         Controller(policy, Settings(**settings))
+
+
+def test_slew_starts_from_a_safe_command_that_went_out_during_silence(make_contract, make_policy):
+    contract = make_contract(('imu',), 'imu')
+    controller = Controller(make_policy(contract), Settings(max_gap=1.0, warmup_steps=0))
+    start_ns = 1_000_000_000
+    for k in range(200):
+        controller.on_imu((0.3, 0.2, 0.1), (0.1, 0.2, 9.8), start_ns + k * 10_000_000)
+    safe = controller.stop().copy()
+    after = start_ns + 199 * 10_000_000 + 900_000_000
+    command = controller.on_imu((0.3, 0.2, 0.1), (0.1, 0.2, 9.8), after)
+    assert command.mode is Mode.RUNNING
+    np.testing.assert_array_equal(command.values, safe)
+    command = controller.on_imu((0.3, 0.2, 0.1), (0.1, 0.2, 9.8), after + 10_000_000)
+    slew = [output.slew for output in contract.outputs]
+    assert (np.abs(command.values - safe) <= np.array(slew) * 0.01 + 1e-9).all()
+    assert (command.values != safe).any()

@@ -125,10 +125,10 @@ def test_reader_follows_a_change_of_format():
         (71, 4, 6, 'rgb8', 18, 'needs 72 bytes, the message has 71'),
         (0, 4, 6, 'rgb8', 18, 'needs 72 bytes, the message has 0'),
         (75, 4, 6, 'rgb8', 19, 'needs 76 bytes, the message has 75'),
-        (72, 4, 6, 'rgb8', 17, 'a row needs at least 18 bytes'),
-        (72, 4, 6, 'rgba8', 18, 'a row needs at least 24 bytes'),
-        (72, 0, 6, 'rgb8', 18, '6x0 rgb8'),
-        (72, 4, 0, 'rgb8', 18, '0x4 rgb8'),
+        (72, 4, 6, 'rgb8', 17, 'a row of 6 rgb8 pixels has 18 bytes'),
+        (72, 4, 6, 'rgba8', 18, 'a row of 6 rgba8 pixels has 24 bytes'),
+        (72, 0, 6, 'rgb8', 18, '6x0: sides must be 1 to 8192'),
+        (72, 4, 0, 'rgb8', 18, '0x4: sides must be 1 to 8192'),
     ],
 )
 def test_image_that_cannot_be_read_is_refused_by_name(length, height, width, encoding, step, text):
