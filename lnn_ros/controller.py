@@ -7,6 +7,7 @@ say.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,8 +55,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for stream, age in self.max_age.items():
-            if not age > 0.0:
-                raise ValueError(f'max_age of {stream} is {age} s, but it must be greater than 0 s')
+            if not (age > 0.0 and math.isfinite(age)):
+                raise ValueError(
+                    f'max_age of {stream} is {age} s, but it must be greater than 0 s and finite'
+                )
         if self.warmup_steps < 0:
             raise ValueError(f'warmup_steps is {self.warmup_steps}, but it must not be negative')
 
@@ -106,6 +109,14 @@ class Controller:
         self.interval.forget()
         self._restart()
 
+    def stop(self) -> NDArray[np.float64]:
+        """Take note that the safe command goes out between two messages; return it.
+
+        The next command's slew starts from it: the silence before does not count.
+        """
+        self._commanded_ns = 0
+        return self.limiter.sent_safe()
+
     def on_image(
         self, data: object, height: int, width: int, encoding: str, step: int, stamp_ns: int
     ) -> Command | None:
@@ -115,6 +126,7 @@ class Controller:
             ObservationError: the frame is ignored; nothing has changed.
         """
         self.counts['received/image'] += 1
+        self.dt = 0.0
         if self._image is None:
             return None
         try:
@@ -139,6 +151,7 @@ class Controller:
             ObservationError: the sample is ignored; nothing has changed.
         """
         self.counts['received/imu'] += 1
+        self.dt = 0.0
         if self._imu is None:
             return None
         try:
@@ -153,7 +166,6 @@ class Controller:
 
     def _advance(self, stream: str, stamp_ns: int) -> bool:
         """Bring the state to the stamp; False when the message is to be ignored."""
-        self.dt = 0.0
         verdict = self.interval.judge(stream, stamp_ns)
         if isinstance(verdict, Drop):
             self.counts[f'drop/{stream}/{verdict.reason}'] += 1
@@ -189,8 +201,8 @@ class Controller:
             self.mode = Mode.WARMUP
         else:
             # now_ns: a trigger behind the other stream is as late as the state that answers it
-            requested = self.engine.command()
-            limited = self.limiter.apply(requested, (now_ns - self._commanded_ns) / NS_PER_S)
+            since_ns = now_ns - self._commanded_ns if self._commanded_ns else 0
+            limited = self.limiter.apply(self.engine.command(), since_ns / NS_PER_S)
             if limited is None or not np.isfinite(self.engine.state).all():
                 self.counts['fault'] += 1
                 self._restart()

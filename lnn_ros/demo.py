@@ -28,7 +28,7 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
             jitter and lose every fifth sample.
 
     Returns:
-        0, or 1 if the car left its lane or the launch failed.
+        0, or 1 if the car left its lane, hardly moved, or the launch failed.
     """
     arguments = {
         'seed': '3',
@@ -54,7 +54,8 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
     picture = folder / 'drive.png'
     draw(simulator, controller, picture)
     print(f'picture: {picture}')
-    return 1 if code or simulator['leaves'] else 0
+    stood = simulator['progress'] < 0.5 * simulator['duration']  # in its lane, but hardly moving
+    return 1 if code or simulator['leaves'] or stood else 0
 
 
 def _launch(arguments: Mapping[str, str], log: Path) -> int:

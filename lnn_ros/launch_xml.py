@@ -6,8 +6,9 @@ run by `launch_process`: the same file starts the same processes with the same a
 parameter values either way. The behaviour is that of launch 3.4.3 and launch_ros 0.26.6 (Jazzy).
 
 Departures from them, on purpose: the launch returns the exit code of the node whose
-on_exit="shutdown" ended it; SIGTERM ends the nodes too; $(dirname) keeps its meaning after an
-<include>; a missing parameter file is an error, and an unknown argument is warned about.
+on_exit="shutdown" ended it; SIGTERM ends the nodes too (not where the real package runs them);
+$(dirname) keeps its meaning after an <include>; a missing parameter file is an error, and an
+unknown argument is warned about.
 """
 
 import importlib

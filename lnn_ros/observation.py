@@ -18,6 +18,8 @@ from lnn_ros.policy import IMU_FIELDS, ImageContract, ImuContract
 CHANNELS = {'rgb8': 3, 'bgr8': 3, 'mono8': 1, 'rgba8': 4, 'bgra8': 4}
 """Accepted sensor_msgs/Image encodings and their bytes per pixel."""
 
+LONGEST_SIDE = 8192  # pixels; a line of a million would stall the robot while weights are made
+
 _RGB_OF = {  # (rgb, source channels): how each source channel counts in red, green and blue
     'rgb8': np.eye(3),
     'bgr8': np.eye(3)[:, ::-1],
@@ -69,10 +71,11 @@ class ImageReader:
             raise ObservationError(
                 f"encoding '{encoding}' is not supported, publish one of {', '.join(CHANNELS)}"
             )
-        if height < 1 or width < 1 or step < width * channels:
+        if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE):
+            raise ObservationError(f'{width}x{height}: sides must be 1 to {LONGEST_SIDE} pixels')
+        if step < width * channels:
             raise ObservationError(
-                f'{width}x{height} {encoding} with step {step}: sizes must be positive and a row '
-                f'needs at least {width * channels} bytes'
+                f'step {step}: a row of {width} {encoding} pixels has {width * channels} bytes'
             )
         buffer = np.frombuffer(data, np.uint8)  # type: ignore[call-overload]
         if buffer.size < step * height:
@@ -125,14 +128,19 @@ class ImuReader:
             an array that the next call overwrites.
 
         Raises:
-            ObservationError: when any of the six numbers is not finite, or too large for float32
-                once it is scaled.
+            ObservationError: when any of the six numbers is not finite, or too large once scaled.
         """
         # plain Python: for six numbers numpy takes five times as long
         raw = (*angular_velocity, *linear_acceleration)
         scaled = [(raw[column] - offset) / scale for column, offset, scale in self._numbers]
-        if not all(map(math.isfinite, raw)) or max(map(abs, scaled)) > _MOST:
-            bad = {f: float(v) for f, v in zip(IMU_FIELDS, raw, strict=True) if not abs(v) < 1e30}
+        if not all(map(math.isfinite, raw)):
+            named = zip(IMU_FIELDS, map(float, raw), strict=True)
+            bad = {field: value for field, value in named if not math.isfinite(value)}
             raise ObservationError(f'{bad} is not finite, the sample is ignored')
+        if max(map(abs, scaled)) > _MOST:  # a finite float64 beyond float32
+            raise ObservationError(
+                f'{dict(zip(IMU_FIELDS, map(float, raw), strict=True))} is too large, '
+                'the sample is ignored'
+            )
         self._values[:] = scaled
         return self._values

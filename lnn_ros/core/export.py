@@ -6,6 +6,7 @@ that the caller owns.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from string import Template
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnn_ros.core.tensors import Tensors
-from lnn_ros.policy import IMU_FIELDS, Contract, Policy, tensors_sha256
+from lnn_ros.policy import IMU_FIELDS, Contract, Policy, content_sha256
 
 F32 = NDArray[np.float32]
 WEIGHTS = ('float32', 'int8')
@@ -73,11 +74,11 @@ class _Writer:
             self._array('imu_offset', np.array(contract.imu.offset))
             self._array('imu_scale', np.array(contract.imu.scale))
         self._tensors.refuse_leftovers()
-        digest = tensors_sha256(self._policy.tensors)
+        digest = content_sha256(dataclasses.asdict(contract), self._policy.tensors)
         elementary = (_HERE / 'elementary.h').read_text()
         source = '\n'.join(
             [
-                f'/* Made by lnn_ros from the policy with tensors sha256 {digest};',
+                f'/* Made by lnn_ros from the policy with sha256\n * {digest};',
                 ' * make it again rather than edit it. C99, no library. */',
                 f'#include "{self._name}.h"',
                 '',

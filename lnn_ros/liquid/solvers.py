@@ -25,8 +25,9 @@ def exact(cell: Field, driven: Tensor, h: Tensor, dt: Tensor, max_step: float) -
     Args:
         driven: (batch, ...) the input's part of the field, as the cell's `driven_by` gives it.
         h: (batch, units).
-        dt: (batch, 1) seconds, >= 0. Where it is 0, h comes back unchanged: a sequence uses that
-            for an input that changes without time passing. Callers check the sign.
+        dt: (batch, 1) seconds, >= 0. Where it is 0, h comes back as it was (to rounding): a
+            sequence uses that for an input that changes without time passing. Callers check the
+            sign.
         max_step: seconds.
     """
     # the margin keeps a dt of a whole number of steps at that number whatever the precision

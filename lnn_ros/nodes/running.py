@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import rclpy
 from rclpy.exceptions import ParameterException
@@ -33,6 +34,26 @@ class Stop:
         return self.asked
 
 
+def guard_services(node: Node) -> None:
+    """Let a request that rclpy cannot serve fail alone.
+
+    An illegal lifecycle transition or a parameter of an unknown type raises out of spin(): any peer
+    could end the node.
+    """
+    for service in node.services:
+        service.callback = partial(_serve, node, service.srv_name, service.callback)
+
+
+def _serve(
+    node: Node, name: str, callback: Callable[[Any, Any], Any], request: Any, response: Any
+) -> Any:
+    try:
+        return callback(request, response)
+    except Exception as error:
+        node.get_logger().error(f'{name}: request refused: {error}')
+        return response  # as it was made: success=False, or no results
+
+
 N = TypeVar('N', bound=Node)
 
 
@@ -46,7 +67,10 @@ def run(
     A parameter that the node refuses at start is the user's mistake: one line and exit code 1.
     """
     stop = Stop()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # what --ros-args says cannot be understood
+        sys.exit(f'not started: {error}')
     executor = SingleThreadedExecutor()
     code = 1
     try:
@@ -55,6 +79,7 @@ def run(
         except (ParameterException, ValueError, RuntimeError, OSError) as error:
             print(f'not started: {error}', file=sys.stderr)
         else:
+            guard_services(node)
             executor.add_node(node)
             code = live(node, executor, stop)
             node.destroy_node()

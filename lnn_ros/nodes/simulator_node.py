@@ -5,7 +5,9 @@ it never uses it: its own waiting is on the wall clock.
 
 With `real_time_factor` 0 it runs in lock-step: after each IMU sample, simulated time stands still
 until the command that answers it is here (or `command_deadline` has passed, which is counted), so a
-slow machine gives the same drive as a fast one.
+slow machine gives the same drive as a fast one. That needs a controller that answers IMU samples.
+
+There is one /clock in a ROS domain, so run one simulator in each.
 """
 
 from __future__ import annotations
@@ -103,11 +105,16 @@ class SimulatorNode(Node):
         self._image_publisher = self.create_publisher(
             Image, 'image', sensor, qos_overriding_options=overridable
         )
-        self._info_publisher = self.create_publisher(CameraInfo, 'camera_info', sensor)
+        self._info_publisher = self.create_publisher(
+            CameraInfo, 'camera_info', sensor, qos_overriding_options=overridable
+        )
         self._imu_publisher = self.create_publisher(
             Imu, 'imu/data', sensor, qos_overriding_options=overridable
         )
-        self.create_subscription(TwistStamped, 'cmd_vel', self._on_command, 1)
+        command = self.create_subscription(
+            TwistStamped, 'cmd_vel', self._on_command, 1, qos_overriding_options=overridable
+        )
+        self._command_topic = command.topic_name
         self._imu_message, self._info_message = self._fixed_fields()
 
     # command in -----------------------------------------------------------------------------------
@@ -145,7 +152,8 @@ class SimulatorNode(Node):
         for event in self._events:
             if not lock_step:
                 elapsed = (event.time_ns - start_ns) / NS_PER_S
-                self._spin_until(executor, start + elapsed / self._value['real_time_factor'])
+                wall = start + elapsed / self._value['real_time_factor']
+                self._spin_until(executor, stop, wall)
             if stop:
                 return
             self._world.advance_to(event.time_ns)
@@ -181,7 +189,7 @@ class SimulatorNode(Node):
     def _wait_for_controller(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
         while not stop:
             heard = self._imu_publisher.get_subscription_count()
-            if heard and self.count_publishers('cmd_vel'):
+            if heard and self.count_publishers(self._command_topic):
                 return
             self.get_logger().info(
                 'waiting for a controller on imu/data and cmd_vel',
@@ -203,10 +211,10 @@ class SimulatorNode(Node):
                 return
             executor.spin_once(timeout_sec=min(left, 0.1))
 
-    def _spin_until(self, executor: SingleThreadedExecutor, wall: float) -> None:
-        while True:
+    def _spin_until(self, executor: SingleThreadedExecutor, stop: Stop, wall: float) -> None:
+        while not stop:
             left = wall - time.monotonic()
-            executor.spin_once(timeout_sec=max(left, 0.0))
+            executor.spin_once(timeout_sec=min(max(left, 0.0), 0.1))
             if left <= 0.0:
                 return
 
@@ -276,21 +284,24 @@ class SimulatorNode(Node):
             f'{self._missed} commands missed'
         )
         if self._log is not None:
-            self._log.save(
-                leaves=score.leaves,
-                progress=score.progress,
-                duration=score.duration,
-                mean_error=score.mean_error,
-                max_error=score.max_error,
-                missed=self._missed,
-                count_names=list(self._counts),
-                counts=list(self._counts.values()),
-                latency=np.array(self._latencies),
-                frames=np.array(self._frames),
-                centre=self._world.track.centre,
-                top_view=self._world.top_view(1200),
-                chase_view=self._world.chase_view(640, 480),
-            )
+            try:
+                self._log.save(
+                    leaves=score.leaves,
+                    progress=score.progress,
+                    duration=score.duration,
+                    mean_error=score.mean_error,
+                    max_error=score.max_error,
+                    missed=self._missed,
+                    count_names=list(self._counts),
+                    counts=list(self._counts.values()),
+                    latency=np.array(self._latencies),
+                    frames=np.array(self._frames),
+                    centre=self._world.track.centre,
+                    top_view=self._world.top_view(1200),
+                    chase_view=self._world.chase_view(640, 480),
+                )
+            except OSError as error:
+                self.get_logger().error(f'record: {error}')
         self._world.close()
 
 

@@ -90,6 +90,11 @@ class Evaluation:
             if on_episode is not None:
                 on_episode(seed, score)
 
+    def close(self) -> None:
+        """Free the world's renderer."""
+        if self._world is not None:
+            self._world.close()
+
     def succeeded(self, score: LaneScore) -> bool:
         """Never out of the lane, for the whole time, and not by crawling."""
         whole = score.duration > 0.98 * self.duration

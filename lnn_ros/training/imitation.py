@@ -248,12 +248,13 @@ class Trainer:
         contract = recipe.contract
         scores = {}
         policy = self.network.to_policy(contract)
+        evaluation = Evaluation(policy, recipe.validation_duration)
+        first = recipe.validation_tracks
         for condition in (NOMINAL, Condition('slow', 10.0, jitter=0.5, drop=0.3)):
-            evaluation = Evaluation(policy, recipe.validation_duration)
-            first = recipe.validation_tracks
             evaluation.run(condition, range(first, first + recipe.validation_episodes))
             scores[condition.name] = evaluation.summary(condition.name)
             log.info('round %d, %s: %s', number + 1, condition.name, scores[condition.name])
+        evaluation.close()
         success = sum(score['success'] for score in scores.values())
         error = sum(score['error'] for score in scores.values())
         if self.best and (self.best['success'], -self.best['error']) >= (success, -error):

@@ -18,11 +18,11 @@ from lnn_ros.policy import (
 
 
 @pytest.fixture
-def make_policy() -> Callable[..., Policy]:
-    return random_policy
+def random_policy() -> Callable[..., Policy]:
+    return _random_policy
 
 
-def random_policy(
+def _random_policy(
     units: int = 32,
     image: tuple[int, int, int] | None = (3, 18, 32),  # channels, height, width
     layers: tuple[tuple[int, int, int, int], ...] = ((8, 3, 2, 1), (16, 3, 2, 1), (16, 3, 2, 1)),

@@ -89,8 +89,8 @@ def assert_close(actual, expected, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_c_equals_numpy_over_irregular_steps(shape, make_policy, module) -> None:
-    policy = make_policy(**SHAPES[shape])
+def test_c_equals_numpy_over_irregular_steps(shape, random_policy, module) -> None:
+    policy = random_policy(**SHAPES[shape])
     reference = NumpyEngine(policy)
     engines = [CEngine(policy, module, variant) for variant in variants(module)]
     for _ in drive(policy, [reference, *engines], 10_000 if shape == 'car' else 500):
@@ -157,8 +157,8 @@ class Reference:
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_double_build_equals_the_equations_in_float64(shape, make_policy, double) -> None:
-    policy = make_policy(**SHAPES[shape])
+def test_double_build_equals_the_equations_in_float64(shape, random_policy, double) -> None:
+    policy = random_policy(**SHAPES[shape])
     # exp(log_gain) and exp(-log_tau) are made in float32 from the file's numbers; here they are 1
     # and 4, exactly
     policy.tensors['cell.log_gain'][:] = 0.0
@@ -215,9 +215,9 @@ def make_engine(kind: str, policy: Policy, module: ModuleType):
 @pytest.mark.parametrize('dt', [0.0, -0.1, math.nan, math.inf, -math.inf, 1e6])
 @pytest.mark.parametrize('kind', ENGINES)
 def test_interval_that_makes_no_sense_is_refused_and_state_kept(
-    kind, dt, make_policy, module
+    kind, dt, random_policy, module
 ) -> None:
-    engine = make_engine(kind, make_policy(), module)
+    engine = make_engine(kind, random_policy(), module)
     engine.advance(0.02)
     before = engine.state.copy()
     with pytest.raises(ValueError, match='dt is'):
@@ -228,9 +228,9 @@ def test_interval_that_makes_no_sense_is_refused_and_state_kept(
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('kind', ENGINES)
 def test_input_that_is_not_finite_is_refused_and_held_inputs_kept(
-    kind, bad, make_policy, module
+    kind, bad, random_policy, module
 ) -> None:
-    policy = make_policy()
+    policy = random_policy()
     engine, twin = (make_engine(kind, policy, module) for _ in range(2))
     rng = np.random.default_rng(0)
     pixels, values = rng.normal(size=(3, 18, 32)), rng.normal(size=6)
@@ -253,8 +253,8 @@ def test_input_that_is_not_finite_is_refused_and_held_inputs_kept(
 
 
 @pytest.mark.parametrize('kind', ENGINES)
-def test_input_of_another_type_or_size_is_refused(kind, make_policy, module) -> None:
-    engine = make_engine(kind, make_policy(), module)
+def test_input_of_another_type_or_size_is_refused(kind, random_policy, module) -> None:
+    engine = make_engine(kind, random_policy(), module)
     image, imu = np.zeros((3, 18, 32), np.float32), np.zeros(6, np.float32)
     for wrong in (image.astype(np.float64), image[:, 1:], image.ravel(), image.tolist(), None):
         with pytest.raises(ValueError, match='image (is|has shape) .* the policy takes'):
@@ -265,19 +265,19 @@ def test_input_of_another_type_or_size_is_refused(kind, make_policy, module) -> 
 
 
 @pytest.mark.parametrize('kind', ENGINES)
-def test_input_that_the_policy_does_not_take_is_refused(kind, make_policy, module) -> None:
-    blind = make_engine(kind, make_policy(image=None), module)
+def test_input_that_the_policy_does_not_take_is_refused(kind, random_policy, module) -> None:
+    blind = make_engine(kind, random_policy(image=None), module)
     with pytest.raises(ValueError, match='takes no image'):
         blind.hold_image(np.zeros((3, 18, 32), np.float32))
     with pytest.raises(ValueError, match='takes no image'):
         blind.hold_image_age(0.1)
     with pytest.raises(ValueError, match='takes no imu'):
-        make_engine(kind, make_policy(imu=0), module).hold_imu(np.zeros(6, np.float32))
+        make_engine(kind, random_policy(imu=0), module).hold_imu(np.zeros(6, np.float32))
 
 
 @pytest.mark.parametrize('kind', ENGINES)
-def test_arrays_may_be_reused_exchanged_or_strided(kind, make_policy, module) -> None:
-    policy = make_policy(image=None)
+def test_arrays_may_be_reused_exchanged_or_strided(kind, random_policy, module) -> None:
+    policy = random_policy(image=None)
     engine, twin = make_engine(kind, policy, module), NumpyEngine(policy)
     first, second = np.ones(6, np.float32), np.arange(12, dtype=np.float32)[::2]
     for values in (first, second, first, second):
@@ -288,7 +288,7 @@ def test_arrays_may_be_reused_exchanged_or_strided(kind, make_policy, module) ->
         assert_close(engine.state, twin.state, 1e-6)
 
 
-def test_tensors_that_do_not_fit_the_contract_are_refused(make_policy, module) -> None:
+def test_tensors_that_do_not_fit_the_contract_are_refused(random_policy, module) -> None:
     for kind in ENGINES:
         for name, tensor, message in (
             ('cell.leak', None, 'missing'),
@@ -297,7 +297,7 @@ def test_tensors_that_do_not_fit_the_contract_are_refused(make_policy, module) -
             ('cell.log_gain', np.full(32, 100.0, np.float32), 'infinite'),
             ('cell.log_tau', np.full(32, -100.0, np.float32), 'infinite'),
         ):
-            policy = make_policy()
+            policy = random_policy()
             policy.tensors.pop(name, None)
             if tensor is not None:
                 policy.tensors[name] = tensor
@@ -305,8 +305,8 @@ def test_tensors_that_do_not_fit_the_contract_are_refused(make_policy, module) -
                 make_engine(kind, policy, module)
 
 
-def test_state_and_command_outlive_the_engine(make_policy, module) -> None:
-    engine = CEngine(make_policy(), module)
+def test_state_and_command_outlive_the_engine(random_policy, module) -> None:
+    engine = CEngine(random_policy(), module)
     engine.advance(0.1)
     state, command = engine.state, engine.command()
     expected = state.copy(), command.copy()
@@ -322,18 +322,18 @@ def test_sub_steps_are_whole_at_multiples_of_the_longest_step() -> None:
 
 
 def test_numpy_serves_and_says_so_once_without_the_compiled_core(
-    make_policy, monkeypatch, caplog
+    random_policy, monkeypatch, caplog
 ) -> None:
     monkeypatch.setitem(sys.modules, 'lnn_ros.core._core', None)
     core.compiled_module.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            engines = [core.open_engine(make_policy()) for _ in range(2)]
+            engines = [core.open_engine(random_policy()) for _ in range(2)]
         assert all(isinstance(engine, NumpyEngine) for engine in engines)
         assert len(caplog.records) == 1 and 'apt-get install gcc' in caplog.text
     finally:
         core.compiled_module.cache_clear()
 
 
-def test_the_compiled_core_serves_where_it_is_there(make_policy, module) -> None:
-    assert isinstance(core.open_engine(make_policy()), CEngine)
+def test_the_compiled_core_serves_where_it_is_there(random_policy, module) -> None:
+    assert isinstance(core.open_engine(random_policy()), CEngine)

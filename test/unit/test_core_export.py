@@ -93,30 +93,30 @@ def largest_difference(policy: Policy, exported: Exported, steps: int) -> float:
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_exported_policy_equals_the_engine(shape, make_policy, tmp_path) -> None:
-    policy = make_policy(**SHAPES[shape])
+def test_exported_policy_equals_the_engine(shape, random_policy, tmp_path) -> None:
+    policy = random_policy(**SHAPES[shape])
     assert largest_difference(policy, Exported(policy, tmp_path, 'float32'), 300) < 1e-5
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_policy_with_int8_weights_stays_near_the_engine(shape, make_policy, tmp_path) -> None:
-    policy = make_policy(**SHAPES[shape])
+def test_policy_with_int8_weights_stays_near_the_engine(shape, random_policy, tmp_path) -> None:
+    policy = random_policy(**SHAPES[shape])
     # of ranges of 2 and 6; random weights, so an unlucky readout costs more than a trained one
     assert largest_difference(policy, Exported(policy, tmp_path, 'int8'), 300) < 0.25
 
 
 @pytest.mark.parametrize('weights', WEIGHTS)
-def test_exported_source_needs_no_library(weights, make_policy, tmp_path) -> None:
-    symbols = Exported(make_policy(), tmp_path, weights).symbols
+def test_exported_source_needs_no_library(weights, random_policy, tmp_path) -> None:
+    symbols = Exported(random_policy(), tmp_path, weights).symbols
     needed = {line.split()[-1].split('@')[0] for line in symbols.splitlines()}
     weak = {'__gmon_start__', '_ITM_deregisterTMCloneTable', '_ITM_registerTMCloneTable'}
     assert needed - weak - {'__cxa_finalize', 'memcpy', 'memset'} == set()
 
 
 def test_exported_policy_refuses_what_makes_no_sense_and_keeps_its_state(
-    make_policy, tmp_path
+    random_policy, tmp_path
 ) -> None:
-    exported = Exported(make_policy(), tmp_path, 'float32')
+    exported = Exported(random_policy(), tmp_path, 'float32')
     exported.hold_imu(np.ones(6))
     exported.advance(0.02)
     before = exported.command()
@@ -128,8 +128,8 @@ def test_exported_policy_refuses_what_makes_no_sense_and_keeps_its_state(
     assert (exported.command() == before).all()
 
 
-def test_words_of_a_policy_cannot_become_code(make_policy, tmp_path) -> None:
-    policy = make_policy()
+def test_words_of_a_policy_cannot_become_code(random_policy, tmp_path) -> None:
+    policy = random_policy()
     evil = '*/ int evil; /* \n#error \\ ?'
     outputs = tuple(replace(o, name=f'{o.name}{evil}', unit=evil) for o in policy.contract.outputs)
     imu = replace(policy.contract.imu, frame=evil)
@@ -139,11 +139,11 @@ def test_words_of_a_policy_cannot_become_code(make_policy, tmp_path) -> None:
 
 
 @pytest.mark.parametrize('name', ['', '1car', 'car-1', 'int', 'a b', '../car', '_car'])
-def test_name_that_is_no_c_identifier_is_refused(name, make_policy, tmp_path) -> None:
+def test_name_that_is_no_c_identifier_is_refused(name, random_policy, tmp_path) -> None:
     with pytest.raises(ValueError, match='C identifier'):
-        export_c(make_policy(), tmp_path, name)
+        export_c(random_policy(), tmp_path, name)
 
 
-def test_unknown_weights_are_refused(make_policy, tmp_path) -> None:
+def test_unknown_weights_are_refused(random_policy, tmp_path) -> None:
     with pytest.raises(ValueError, match='float32, int8'):
-        export_c(make_policy(), tmp_path, 'robot', 'int4')
+        export_c(random_policy(), tmp_path, 'robot', 'int4')

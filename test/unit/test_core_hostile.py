@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from lnn_ros.core import build, open_engine
 from lnn_ros.core.numpy_engine import NumpyEngine
-from lnn_ros.policy import Policy, PolicyError, load, tensors_sha256
+from lnn_ros.policy import Policy, PolicyError, content_sha256, load
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / 'lnn_ros' / 'core'
@@ -33,7 +33,11 @@ def document_of(policy: Policy) -> dict[str, Any]:
 
 
 def write(path: Path, contract: Any, tensors: dict[str, np.ndarray]) -> Path:
-    document = {'format_version': 1, 'contract': contract, 'sha256': tensors_sha256(tensors)}
+    document = {
+        'format_version': 1,
+        'contract': contract,
+        'sha256': content_sha256(contract, tensors),
+    }
     path.write_bytes(safetensors.numpy.save(tensors, {'lnn_ros': json.dumps(document)}))
     return path
 
@@ -69,8 +73,8 @@ def run(policy: Policy) -> None:
 
 
 @pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of overflows
-def test_hostile_entry_is_refused_or_runs(make_policy, tmp_path) -> None:
-    policy = make_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
+def test_hostile_entry_is_refused_or_runs(random_policy, tmp_path) -> None:
+    policy = random_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
     ran = refused = 0
     for trail in places(document_of(policy)):
         for value in HOSTILE:
@@ -85,8 +89,8 @@ def test_hostile_entry_is_refused_or_runs(make_policy, tmp_path) -> None:
 
 
 @pytest.mark.filterwarnings('ignore::RuntimeWarning')
-def test_several_hostile_entries_are_refused_or_run(make_policy, tmp_path) -> None:
-    policy = make_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
+def test_several_hostile_entries_are_refused_or_run(random_policy, tmp_path) -> None:
+    policy = random_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
     rng = random.Random(0)
     all_places = [trail for trail in places(document_of(policy)) if trail[0] != 'provenance']
     for _ in range(1000):
@@ -102,8 +106,8 @@ def test_several_hostile_entries_are_refused_or_run(make_policy, tmp_path) -> No
             pass
 
 
-def test_small_file_cannot_ask_for_enormous_memory(make_policy, tmp_path) -> None:
-    policy = make_policy(image=(3, 9, 12), layers=((1024, 1, 1, 0),))
+def test_small_file_cannot_ask_for_enormous_memory(random_policy, tmp_path) -> None:
+    policy = random_policy(image=(3, 9, 12), layers=((1024, 1, 1, 0),))
     document = document_of(policy)
     document['image'] |= {'width': 4096, 'height': 4096}
     with pytest.raises(PolicyError, match='too many'):
@@ -122,8 +126,10 @@ def test_small_file_cannot_ask_for_enormous_memory(make_policy, tmp_path) -> Non
         (('encoder', 'layers', 0, 'kernel'), 15, 'does not fit'),
     ],
 )
-def test_size_out_of_range_is_refused_by_name(trail, value, message, make_policy, tmp_path) -> None:
-    policy = make_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
+def test_size_out_of_range_is_refused_by_name(
+    trail, value, message, random_policy, tmp_path
+) -> None:
+    policy = random_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
     document = document_of(policy)
     put(document, trail, value)
     with pytest.raises(PolicyError, match=message):

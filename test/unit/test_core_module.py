@@ -24,8 +24,8 @@ def aligned(size: int) -> np.ndarray:
     return memory[-memory.ctypes.data % 64 :][:size]
 
 
-def test_step_keeps_the_gil_so_that_a_busy_thread_cannot_delay_it(make_policy, module) -> None:
-    engine, values = CEngine(make_policy(image=None), module), np.zeros(6, np.float32)
+def test_step_keeps_the_gil_so_that_a_busy_thread_cannot_delay_it(random_policy, module) -> None:
+    engine, values = CEngine(random_policy(image=None), module), np.zeros(6, np.float32)
     is_over = threading.Event()
 
     def compute() -> None:
@@ -49,8 +49,8 @@ def test_step_keeps_the_gil_so_that_a_busy_thread_cannot_delay_it(make_policy, m
     assert taken < 2.0
 
 
-def test_engine_refuses_what_does_not_describe_a_policy(make_policy, module) -> None:
-    policy = make_policy()
+def test_engine_refuses_what_does_not_describe_a_policy(random_policy, module) -> None:
+    policy = random_policy()
     contract = policy.contract
     sizes = _sizes(contract)
     arrays = tuple(np.ascontiguousarray(a, np.float32) for a in _arrays(contract, Tensors(policy)))

@@ -16,7 +16,7 @@ from lnn_ros import launch_xml, share
 from lnn_ros.launch_process import Log, Process, run
 from lnn_ros.launch_xml import Argument, LaunchError, Plan
 
-ROOT = Path(share.__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NODE = '<node pkg="fake" exec="node"'
 READY = 'echo ready; while :; do sleep 0.02; done'
 PlanOf = Callable[..., Plan]
@@ -491,7 +491,7 @@ def test_sim_launch_starts_simulator_and_controller_with_typed_parameters(
     plan = Plan(our_package / 'sim.launch.xml', given, tmp_path, lambda *event: pytest.fail(event))
     simulator, controller = plan.processes
     assert (simulator.name, controller.name) == ('simulator_node-1', 'controller_node-2')
-    assert simulator.required and not controller.required
+    assert simulator.required and controller.required
     assert simulator.output == controller.output == 'both'
     for process in plan.processes:
         assert '__ns:=/robot1' in process.command
