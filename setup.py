@@ -48,7 +48,7 @@ setup(
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={
         f'{package_name}.sim': ['assets/*.xml'],
-        f'{package_name}.core': ['elementary.h', 'runtime.*.in'],  # what export writes out
+        f'{package_name}.core': ['*.[ch]', '*.in'],  # export writes parts of them out
     },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
