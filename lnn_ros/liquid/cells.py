@@ -100,11 +100,13 @@ class Cell(nn.Module):
 
 
 def require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless `value` has this shape."""
     if value.shape != shape:
         raise ValueError(f'{name} has shape {tuple(value.shape)}, must be {shape}')
 
 
 def require_interval(dt: Tensor) -> None:
+    """Raise ValueError unless every interval is a duration in seconds."""
     require(
         torch.isfinite(dt) & (dt > 0.0),
         dt,
@@ -113,6 +115,7 @@ def require_interval(dt: Tensor) -> None:
 
 
 def require_finite(u: Tensor) -> None:
+    """Raise ValueError where an input would poison the state."""
     require(torch.isfinite(u), u, 'the input has values that are not finite ({})')
 
 
@@ -228,6 +231,11 @@ class Synapses(nn.Module):
         return signs.numpy()
 
 
+def _positive(raw: Tensor) -> Tensor:
+    # both stand below a fraction line, and softplus underflows to 0; ncps adds as much there
+    return softplus(raw).clamp(min=1e-8)
+
+
 class SynapticLTC(Cell):
     """The synaptic form on a wiring: conductances that open with the voltage before them.
 
@@ -279,18 +287,18 @@ class SynapticLTC(Cell):
 
     def driven_by(self, u: Tensor) -> Tensor:
         conductance, current = self.sensory(self.input_w * u + self.input_b)
-        gl = softplus(self.raw_gl)
+        gl = _positive(self.raw_gl)
         return torch.cat((gl + conductance, gl * self.vl + current), dim=-1)
 
     def field(self, driven: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         of_input, current_of_input = driven.chunk(2, dim=-1)
         conductance, current = self.synapses(h)
         g = of_input + conductance
-        return g / softplus(self.raw_cm), (current_of_input + current) / g
+        return g / _positive(self.raw_cm), (current_of_input + current) / g
 
     def fastest(self) -> Tensor:
-        g = softplus(self.raw_gl) + self.synapses.largest() + self.sensory.largest()
-        return (g / softplus(self.raw_cm)).max()
+        g = _positive(self.raw_gl) + self.synapses.largest() + self.sensory.largest()
+        return (g / _positive(self.raw_cm)).max()
 
     def read(self, h: Tensor) -> Tensor:
         return h[..., : self.outputs] * self.output_w + self.output_b

@@ -77,15 +77,15 @@ def test_cell_keeps_its_wiring_with_its_parameters(both):
     assert torch.equal(other(u, h, 0.1), cell(u, h, 0.1))
 
 
-@pytest.mark.parametrize('solver', [Solver('exact', 1.0), Solver('fused', 1.0), Solver('euler', 1.0)])
-def test_what_the_wiring_forbids_has_no_effect_at_all(both, solver):
+@pytest.mark.parametrize('name', ['exact', 'fused', 'euler'])
+def test_what_the_wiring_forbids_has_no_effect_at_all(both, name):
     """Every entry of the Jacobian of a sub-step without a synapse is exactly zero.
 
     In ncps's wired CfC 25 of 25 forbidden entries from sensor to inter neuron are not.
     """
     wiring, _ = both
     torch.manual_seed(0)
-    cell = SynapticLTC(wiring, (1.0, 2.0), solver).double()
+    cell = SynapticLTC(wiring, (1.0, 2.0), Solver(name)).double()
     u = torch.rand(4).double().requires_grad_()
     h = torch.rand(wiring.units).double().requires_grad_()
 
