@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu, softplus
 
-from lnn_ros.liquid.solvers import Path, Solver, require
+from lnn_ros.liquid.solvers import EXACT, Path, Solver, require
 from lnn_ros.liquid.wiring import Signs, Wiring
 
 
@@ -141,7 +141,7 @@ class NeuralLTC(Cell):
         inputs: int,
         units: int,
         tau_range: tuple[float, float] = (0.02, 2.0),
-        solver: Solver = Solver(),  # noqa: B008 -- it is immutable
+        solver: Solver = EXACT,
     ) -> None:
         super().__init__(inputs, units, solver)
         spread = 1.0 / math.sqrt(inputs + units)
@@ -259,7 +259,7 @@ class SynapticLTC(Cell):
         self,
         wiring: Wiring,
         tau_range: tuple[float, float] = (0.02, 2.0),
-        solver: Solver = Solver(),  # noqa: B008
+        solver: Solver = EXACT,
     ) -> None:
         super().__init__(wiring.inputs, wiring.units, solver)
         self.synapses = Synapses(wiring.synapses)
@@ -359,7 +359,7 @@ class LiquidCell(Cell):
         self,
         inputs: int,
         units: int,
-        solver: Solver = Solver(),  # noqa: B008
+        solver: Solver = EXACT,
     ) -> None:
         super().__init__(inputs, units, solver)
         self.tau = nn.Linear(inputs, units)

@@ -64,7 +64,9 @@ def _signs(name: str, matrix: ArrayLike) -> Signs:
         raise ValueError(f'{name} has shape {signs.shape}, must be a matrix that is not empty')
     if not np.isin(signs, (-1, 0, 1)).all():
         raise ValueError(f'{name} has entries other than -1, 0 and 1')
-    return signs.astype(np.int8)
+    signs = signs.astype(np.int8)
+    signs.setflags(write=False)  # cells are built on it
+    return signs
 
 
 class FullyConnected(Wiring):

@@ -7,7 +7,7 @@ import torch
 from lnn_ros.liquid.sequence import HOLDS, unroll
 from lnn_ros.liquid.solvers import SOLVERS, IntegrationError, Solver
 
-ORDERS = {'exact': 1, 'fused': 1, 'euler': 1, 'midpoint': 2, 'rk4': 4}
+ORDERS = {'exact': 1, 'fused': 1, 'euler': 1, 'midpoint': 2, 'rk4': 4, 'dopri5': 5}
 
 
 def inputs(batch, seed=1, size=3):
@@ -46,7 +46,8 @@ def test_solver_converges_to_the_solution_in_its_order(name, ramp, kind, make_ce
     reference = solution(cell, u, h, 0.4, start)
     errors = []
     for unfolds in (40, 80):
-        cell.solver = Solver(name, max_step=math.inf, unfolds=unfolds)
+        # dopri5 accepts whatever comes out: its sub-steps are as long as those of the others
+        cell.solver = Solver(name, max_step=math.inf, unfolds=unfolds, rtol=1e9)
         with torch.no_grad():
             errors.append(float((cell(u, h, 0.4, start) - reference).abs().max()))
     if name == 'exact' and kind == 'liquid':
@@ -55,7 +56,7 @@ def test_solver_converges_to_the_solution_in_its_order(name, ramp, kind, make_ce
         order = 2
     else:
         order = ORDERS[name]
-    assert errors[0] < {1: 0.05, 2: 2e-3, 4: 1e-5}[order]
+    assert errors[0] < {1: 0.05, 2: 2e-3, 4: 1e-5, 5: 1e-6}[order]
     if errors[1] > 1e-11:
         assert errors[0] / errors[1] == pytest.approx(2.0**order, rel=0.3)
 
