@@ -241,7 +241,7 @@ SOLVERS = (*_RULES, 'dopri5')
 """Names of all solvers."""
 
 EXACT = Solver()
-"""The default: the cheapest that gives the same state at every rate (docs/network.md)."""
+"""The default; docs/network.md says what each solver costs and how far it is off."""
 
 _STABLE = {'euler': 2.0, 'midpoint': 2.0, 'rk4': 2.785}
 """Largest stable product of sub-step and rate of the explicit methods on dh/dt = -rate h."""
