@@ -23,10 +23,10 @@ CELLS = {
 EMBED, HIDDEN, BATCH, STEPS = 3, 8, 4, 10
 
 
-def make(cell='liquid', build=network.build, seed=0, **options):
+def make(cell='liquid', build=network.build, seed=0, embed=EMBED, **options):
     torch.manual_seed(seed)
     options = {'hidden_size': HIDDEN, 'num_layers': 2, 'dropout': 0.0, **options}
-    return build(EMBED, cell=CELLS[cell], **options)
+    return build(embed, cell=CELLS[cell], **options)
 
 
 def example(seed=1):
@@ -119,6 +119,21 @@ def test_layer_is_the_one_that_edifice_documents():
         f = layer.cell.out(torch.nn.functional.silu(layer.cell.hidden(x)))
         expected = u[:, 0] + f * (1.0 - torch.exp(-0.3 / tau))
         torch.testing.assert_close(layer(u, 0.3)[0][:, 0], expected, rtol=0.0, atol=1e-6)
+
+
+def test_ffn_variant_is_a_swiglu_after_each_layer():
+    net = make(build=network.build_with_ffn, num_layers=1, embed=HIDDEN)
+    u, dt = torch.randn(BATCH, STEPS, HIDDEN), 0.1
+    norm = torch.nn.functional.layer_norm
+    with torch.no_grad():
+        x, _ = net.layers[0](u, dt)
+        p = dict(net.ffn[0].named_parameters())
+        assert p['gate.weight'].shape == p['up.weight'].shape == (4 * HIDDEN, HIDDEN)
+        z = norm(x, (HIDDEN,))
+        gate, up = (z @ p[f'{n}.weight'].T + p[f'{n}.bias'] for n in ('gate', 'up'))
+        inside = gate * torch.sigmoid(gate) * up
+        expected = norm(x + inside @ p['down.weight'].T + p['down.bias'], (HIDDEN,))[:, -1]
+        torch.testing.assert_close(net(u, dt), expected, rtol=0.0, atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone():
