@@ -7,6 +7,7 @@ say.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,8 +55,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for stream, age in self.max_age.items():
-            if not age > 0.0:
-                raise ValueError(f'max_age of {stream} is {age} s, but it must be greater than 0 s')
+            if not (age > 0.0 and math.isfinite(age)):
+                raise ValueError(
+                    f'max_age of {stream} is {age} s, but it must be greater than 0 s and finite'
+                )
         if self.warmup_steps < 0:
             raise ValueError(f'warmup_steps is {self.warmup_steps}, but it must not be negative')
 
@@ -115,6 +118,7 @@ class Controller:
             ObservationError: the frame is ignored; nothing has changed.
         """
         self.counts['received/image'] += 1
+        self.dt = 0.0
         if self._image is None:
             return None
         try:
@@ -139,6 +143,7 @@ class Controller:
             ObservationError: the sample is ignored; nothing has changed.
         """
         self.counts['received/imu'] += 1
+        self.dt = 0.0
         if self._imu is None:
             return None
         try:
@@ -153,7 +158,6 @@ class Controller:
 
     def _advance(self, stream: str, stamp_ns: int) -> bool:
         """Bring the state to the stamp; False when the message is to be ignored."""
-        self.dt = 0.0
         verdict = self.interval.judge(stream, stamp_ns)
         if isinstance(verdict, Drop):
             self.counts[f'drop/{stream}/{verdict.reason}'] += 1
@@ -161,6 +165,7 @@ class Controller:
         if isinstance(verdict, Reset):
             self.counts[f'reset/{verdict.reason}'] += 1
             self._restart()
+            self._commanded_ns = stamp_ns
         elif isinstance(verdict, Step):
             self.dt = verdict.dt_ns / NS_PER_S
             if len(self._held_ns) == len(self._max_age_ns):

@@ -1,5 +1,4 @@
-"""
-Keep the processes of a launch running, show what they print, and end them together.
+"""Keep the processes of a launch running, show what they print, and end them together.
 
 `launch_xml` turns a launch file into a list of Process; `run` starts them and returns when all of
 them have ended. Two rules shape this file. The death of a required process ends the launch at
@@ -95,15 +94,17 @@ def run(
     sigterm_timeout: float = 5.0,
     sigkill_timeout: float = 5.0,
 ) -> int:
-    """
-    Start the processes and wait until all have ended.
+    """Start the processes and wait until all have ended.
 
     SIGINT, SIGTERM and SIGHUP to this process end them all, as does the end of a required one.
 
-    :param sigterm_timeout: seconds from SIGINT to SIGTERM.
-    :param sigkill_timeout: seconds from SIGTERM to SIGKILL.
-    :returns: the exit code of the required process that ended the launch (128 + n for signal n),
-        1 if a process could not be started, else 0.
+    Args:
+        sigterm_timeout: seconds from SIGINT to SIGTERM.
+        sigkill_timeout: seconds from SIGTERM to SIGKILL.
+
+    Returns:
+        the exit code of the required process that ended the launch (128 + n for signal n),
+            1 if a process could not be started, else 0.
     """
     return asyncio.run(_Launch(log, sigterm_timeout, sigkill_timeout).run(processes))
 
@@ -114,12 +115,7 @@ class _Launch:
     def __init__(self, log: Log, sigterm_timeout: float, sigkill_timeout: float) -> None:
         self.log = log
         self.stopping = asyncio.Event()
-        # After SIGKILL only the kernel's own clean-up is waited for.
-        self.escalation = (
-            (signal.SIGINT, sigterm_timeout),
-            (signal.SIGTERM, sigkill_timeout),
-            (signal.SIGKILL, 1.0),
-        )
+        self.escalation = (signal.SIGINT, sigterm_timeout), (signal.SIGTERM, sigkill_timeout)
 
     async def run(self, processes: Sequence[Process]) -> int:
         loop = asyncio.get_running_loop()
@@ -158,7 +154,7 @@ class _Launch:
 
     async def _run_once(self, process: Process, stopping: 'asyncio.Task[bool]') -> tuple[int, bool]:
         """Run one process to its end; return its code and whether it ended of its own accord."""
-        # Own pipes and not asyncio's: since Python 3.11 its wait() returns only when the pipes are
+        # Own pipes, not asyncio's: from Python 3.12 on its wait() returns only when the pipes are
         # closed, so a grandchild that holds one would hide the death of the node.
         (out, stdout), (err, stderr) = os.pipe(), os.pipe()
         readers = {
@@ -186,7 +182,7 @@ class _Launch:
         if died and process.required:
             self.log.say('INFO', process.name, 'on_exit="shutdown": stopping all processes')
             self.stopping.set()
-        await self._end_group(process, child.pid)  # what it left behind, or all of it
+        await self._end_group(process, child.pid, exited)  # all of it, or what it left behind
         code = await exited
         _, unread = await asyncio.wait(readers, timeout=1.0)
         for reader in unread:
@@ -215,17 +211,24 @@ class _Launch:
         if rest:
             self.log.pass_on(process, source, rest.decode(errors='replace'))
 
-    async def _end_group(self, process: Process, group: int) -> None:
+    async def _end_group(self, process: Process, group: int, exited: 'asyncio.Task[int]') -> None:
         for number, patience in self.escalation:
             if not _signal_group(group, number):
                 return
-            self.log.say('INFO', process.name, f'sent {number.name}')
-            deadline = time.monotonic() + patience
-            while time.monotonic() < deadline:
-                if not _signal_group(group, 0):
-                    return
-                await asyncio.sleep(0.02)
-            self.log.say('ERROR', process.name, f'still running {patience:g} s after {number.name}')
+            if not exited.done():
+                self.log.say('INFO', process.name, f'sent {number.name}')
+                await asyncio.wait({exited}, timeout=patience)
+            if exited.done():
+                break
+            late = f'still running {patience:g} s after {number.name}'
+            self.log.say('ERROR', process.name, late)
+        # A node that runs behind a launch-prefix may take a moment longer than the prefix. No more
+        # than that: where nothing reaps orphans, in many containers, dead ones count as there.
+        deadline = time.monotonic() + 1.0
+        while exited.done() and time.monotonic() < deadline and _signal_group(group, 0):
+            await asyncio.sleep(0.02)
+        if _signal_group(group, signal.SIGKILL) and not exited.done():
+            self.log.say('INFO', process.name, 'sent SIGKILL')
 
 
 def _signal_group(group: int, number: int) -> bool:

@@ -1,5 +1,4 @@
-"""
-Read ROS 2 XML launch files: which tags, attributes and substitutions there are, and on which line.
+"""Read ROS 2 XML launch files: their tags, attributes and substitutions, each with its line.
 
 The names are those of launch_xml 3.4.3 and launch_ros 0.26.6 (ROS 2 Jazzy). The table RULES is the
 subset that `launch_xml` runs; everything else is refused here, by name and line, before anything is
@@ -78,10 +77,10 @@ Template = list[str | Call]
 
 
 def read(file: Path) -> Element:
-    """
-    Return the <launch> element of a file.
+    """Return the <launch> element of a file.
 
-    :raises LaunchError: if the file is not XML or has something that RULES has not.
+    Raises:
+        LaunchError: if the file is not XML or has something that RULES has not.
     """
     parser = expat.ParserCreate()
     root = Element('', '', {}, f'{file}:1')
@@ -132,10 +131,10 @@ def _check(element: Element, parent: Element) -> None:
 
 
 def parse(text: str) -> Template:
-    r"""
-    Split text into literal parts and substitutions; a backslash takes the next character as it is.
+    r"""Split text into literal parts and substitutions; a backslash makes what follows literal.
 
-    :raises ValueError: if a substitution is unknown or malformed.
+    Raises:
+        ValueError: if a substitution is unknown or malformed.
     """
     return _parse_until(text, 0, '')[0]
 
@@ -189,11 +188,13 @@ def _parse_call(text: str, at: int) -> tuple[Call, int]:
 
 
 def coerce(text: str, kind: str, lenient: bool) -> Any:
-    """
-    Convert text to a parameter value of a type in TYPES.
+    """Convert text to a parameter value of a type in TYPES.
 
-    :param lenient: keep what does not convert as text: it may hold substitutions.
-    :raises ValueError: if the text does not convert.
+    Args:
+        lenient: keep what does not convert as text: it may hold substitutions.
+
+    Raises:
+        ValueError: if the text does not convert.
     """
     if kind == 'str' or (kind == 'yaml' and not text):
         return text

@@ -1,5 +1,4 @@
-"""
-Run ROS 2 XML launch files, also where the `launch` package is not installed.
+"""Run ROS 2 XML launch files, also where the `launch` package is not installed.
 
 Nodes can be installed with pip (ros-jazzy-*), `launch` can not. With the real package importable,
 `launch` below hands the file to it. Without, it is read by `launch_syntax`, carried out here and
@@ -40,8 +39,6 @@ from lnn_ros.launch_syntax import (
 )
 from lnn_ros.share import find_executable, find_share, prefixes
 
-__all__ = ['Argument', 'LaunchError', 'Plan', 'arguments', 'launch']
-
 Say = Callable[[str, str, str], None]  # level, who, text
 
 _SETTINGS = ('launch-prefix', 'sigterm_timeout', 'sigkill_timeout')  # launch has these built in
@@ -58,12 +55,16 @@ class Argument:
 
 
 def launch(file: Path, arguments: dict[str, str]) -> int:
-    """
-    Run a launch file until all its processes have ended, by the real `launch` where importable.
+    """Run a launch file until all its processes have ended, by the real `launch` where importable.
 
-    :param arguments: values for the file's <arg>s, as in `name:=value` on the command line.
-    :returns: 0, or the exit code of the node with on_exit="shutdown" that ended the launch.
-    :raises LaunchError: if the file or an argument is wrong; nothing was started then.
+    Args:
+        arguments: values for the file's <arg>s, as in `name:=value` on the command line.
+
+    Returns:
+        0, or the exit code of the node with on_exit="shutdown" that ended the launch.
+
+    Raises:
+        LaunchError: if the file or an argument is wrong; nothing was started then.
     """
     if not file.is_file():
         raise LaunchError(f'{file}: no such launch file')
@@ -125,12 +126,11 @@ class Plan:
     """What a launch file starts: `processes`, after every action in it has been carried out."""
 
     def __init__(self, file: Path, arguments: dict[str, str], scratch: Path, say: Say) -> None:
-        """
-        Carry out the file.
+        """Carry out the file; a LaunchError gives file:line.
 
-        :param scratch: where parameter files are written; keep it while the processes run.
-        :param say: shows a <log> or a warning.
-        :raises LaunchError: with file:line.
+        Args:
+            scratch: where parameter files are written; keep it while the processes run.
+            say: shows a <log> or a warning.
         """
         self.processes: list[Process] = []
         self._configurations = dict(arguments)
@@ -255,7 +255,7 @@ class Plan:
             is_respawned = coerce(respawn, 'bool', lenient=False)
         except ValueError as error:
             element.fail(str(error))
-        if not command:
+        if not any(command):
             element.fail('the command is empty')
         if delay < 0:
             element.fail(f'respawn_delay="{delay:g}" is negative')
@@ -314,7 +314,7 @@ class Plan:
                 value = [finish(item, kind.removeprefix('list_of_')) for item in value]
             else:
                 value = finish(value, kind)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             param.fail(str(error))
         items = value if isinstance(value, list) else [value]
         kinds = {type(item).__name__ for item in items}

@@ -141,7 +141,7 @@ class ImuReader:
             an array that the next call overwrites.
 
         Raises:
-            ObservationError: when any of the six numbers is not finite.
+            ObservationError: when any of the six numbers is not finite, or too large once scaled.
         """
         raw = np.array((*angular_velocity, *linear_acceleration))
         if not np.isfinite(raw).all():
@@ -150,4 +150,9 @@ class ImuReader:
         np.divide(
             raw[self._columns] - self._offset, self._scale, out=self._values, casting='same_kind'
         )
+        if not np.isfinite(self._values).all():  # a finite float64 beyond float32
+            raise ObservationError(
+                f'{dict(zip(IMU_FIELDS, raw.tolist(), strict=True))} is too large, '
+                'the sample is ignored'
+            )
         return self._values

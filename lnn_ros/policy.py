@@ -2,8 +2,8 @@
 
 One .safetensors file: the tensors are the parameters under the names of the torch modules
 (`lnn_ros.liquid.policy_network`); the file's metadata holds one JSON document, the contract,
-described by the dataclasses below. It is checked whole on loading: a file that loads can be run.
-Nothing in it is ever executed.
+described by the dataclasses below and checked whole on loading; whether the tensors have the sizes
+that it asks for is checked by the engine. Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
+import sys
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -187,7 +187,12 @@ class Contract:
             value = getattr(self, name)
             _require(value == known, f"{name} is '{value}', this version runs '{known}'")
         _require(1 <= self.units <= 4096, f'units is {self.units}, must be 1-4096')
-        _require(self.max_step > 0.0, f'max_step is {self.max_step} s, must be positive')
+        # a step costs dt / max_step sub-steps: a damaged number must not stop the robot's clock
+        _require(self.max_step >= 1e-4, f'max_step is {self.max_step} s, must be at least 0.0001 s')
+        _require(
+            all(1 <= size <= 4096 for size in self.readout),
+            f'readout is {self.readout}, every size must be 1-4096',
+        )
         _require(bool(self.outputs), 'there must be an output')
         names = [output.name for output in self.outputs]
         _require(len(set(names)) == len(names), f'output names {names} must differ')
@@ -221,9 +226,9 @@ class Policy:
         return sum(tensor.size for tensor in self.tensors.values())
 
 
-def tensors_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
-    """Return the hex digest over names, shapes and bytes of all tensors, in the names' order."""
-    digest = hashlib.sha256()
+def content_sha256(contract: Any, tensors: Mapping[str, NDArray[np.float32]]) -> str:
+    """Return the hex digest over a contract as JSON and all tensors' names, shapes and bytes."""
+    digest = hashlib.sha256(json.dumps(contract, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = np.ascontiguousarray(tensors[name], dtype='<f4')
         digest.update(f'{name}{tensor.shape}'.encode())
@@ -233,10 +238,11 @@ def tensors_sha256(tensors: Mapping[str, NDArray[np.float32]]) -> str:
 
 def save(policy: Policy, path: Path) -> None:
     """Write a policy file; the file appears whole or not at all."""
+    contract = dataclasses.asdict(policy.contract)
     document = {
         'format_version': FORMAT_VERSION,
-        'contract': dataclasses.asdict(policy.contract),
-        'sha256': tensors_sha256(policy.tensors),
+        'contract': contract,
+        'sha256': content_sha256(contract, policy.tensors),
     }
     tensors = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in policy.tensors.items()}
     partial = path.with_name(path.name + '.part')
@@ -257,11 +263,18 @@ def load(path: Path) -> Policy:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise PolicyError(f'{path}: there is no such file; name a .safetensors policy') from None
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise PolicyError(f'{path}: not a readable .safetensors file ({error})') from None
     try:
         return _check(metadata, tensors)
-    except PolicyError as error:
+    except (PolicyError, RecursionError) as error:  # provenance may be nested as deep as it likes
         raise PolicyError(f'{path}: {error}') from None
 
 
@@ -269,22 +282,23 @@ def _check(metadata: Mapping[str, str], tensors: dict[str, NDArray[Any]]) -> Pol
     _require('lnn_ros' in metadata, 'a .safetensors file, but not a policy: no lnn_ros metadata')
     try:
         document = json.loads(metadata['lnn_ros'])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f'its metadata is not JSON ({error})') from None
     _require(isinstance(document, dict), 'its metadata must be a JSON object')
     version = document.get('format_version')
     _require(
-        version == FORMAT_VERSION,
+        type(version) is int and version == FORMAT_VERSION,
         f'format version {version}, this version of lnn_ros reads {FORMAT_VERSION}',
     )
     for name, tensor in tensors.items():
         _require(tensor.dtype == np.float32, f"tensor '{name}' is {tensor.dtype}, must be float32")
         _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' has values that are not finite")
+    contract = build(Contract, document.get('contract'), 'contract')
     _require(
-        document.get('sha256') == tensors_sha256(tensors),
-        'its tensors do not match its sha256: the file is damaged or was edited',
+        document.get('sha256') == content_sha256(document['contract'], tensors),
+        'its content does not match its sha256: the file is damaged or was edited',
     )
-    return Policy(build(Contract, document.get('contract'), 'contract'), tensors)
+    return Policy(contract, tensors)
 
 
 def build(kind: Any, value: Any, where: str) -> Any:
@@ -315,7 +329,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        _require(is_number and math.isfinite(value), f'{where} must be a finite number')
+        largest = sys.float_info.max  # an int may be too large for math.isfinite
+        _require(is_number and -largest <= value <= largest, f'{where} must be a finite number')
         return float(value)
     _require(type(value) is kind, f'{where} must be of type {kind.__name__}, is {value!r}')
     return value

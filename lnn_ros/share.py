@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def share_directory() -> Path:
-    """
-    Return the share directory of lnn_ros: launch/, config/, policies/.
+    """Return the share directory of lnn_ros: launch/, config/, policies/.
 
     In a source checkout it is the checkout itself, which has the same folders as the installed
     share directory. Installed by pip or colcon, the code is at
     <prefix>/lib/pythonX.Y/{site,dist}-packages/lnn_ros and the files at <prefix>/share/lnn_ros.
 
-    :raises FileNotFoundError: if neither exists.
+    Raises:
+        FileNotFoundError: if neither exists.
     """
     here = Path(__file__).absolute()
     if (here.parents[1] / 'package.xml').is_file():

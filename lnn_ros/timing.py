@@ -20,6 +20,7 @@ the state stands at; each stream also has its own last stamp.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 NS_PER_S = 1_000_000_000
@@ -75,13 +76,13 @@ class Interval:
             back (a bag was restarted, a simulation was reset); less than this is ordinary disorder.
 
     Raises:
-        ValueError: when either is not a positive number.
+        ValueError: when either is not a positive, finite number.
     """
 
     def __init__(self, max_gap: float, jump_threshold: float) -> None:
         for name, value in (('max_gap', max_gap), ('jump_threshold', jump_threshold)):
-            if not value > 0.0:
-                raise ValueError(f'{name} is {value} s, but it must be greater than 0 s')
+            if not (value > 0.0 and math.isfinite(value)):
+                raise ValueError(f'{name} is {value} s, but it must be greater than 0 s and finite')
         self.max_gap_ns = seconds_to_ns(max_gap)
         self.jump_threshold_ns = seconds_to_ns(jump_threshold)
         self.newest_ns = 0

@@ -99,8 +99,9 @@ class Solver:
             driven: the input's part of the field, as the cell's `driven_by` gives it: (batch, ...)
                 for a constant input, or a function for one that changes during the interval.
             h: (batch, units).
-            dt: (batch, 1) seconds, >= 0. Where it is 0, h comes back unchanged: a sequence uses
-                that for an input that changes without time passing. Callers check the sign.
+            dt: (batch, 1) seconds, >= 0. Where it is 0, h comes back as it was (to rounding): a
+                sequence uses that for an input that changes without time passing. Callers check
+                the sign.
 
         Raises:
             IntegrationError: when an interval takes more than `max_steps` sub-steps.

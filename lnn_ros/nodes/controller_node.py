@@ -82,14 +82,13 @@ class ControllerNode(LifecycleNode):
         self._limit_names: list[str] = []
         self.add_on_set_parameters_callback(self._judge_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
-        self._answer_illegal_transitions()
 
     # configure ------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             self._configure()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # rclpy would drop it without a word
             self.get_logger().error(f'not configured: {error}')
             self._release()
             return TransitionCallbackReturn.FAILURE
@@ -275,7 +274,10 @@ class ControllerNode(LifecycleNode):
         self._commands.flush(0.2)
         if self._log is not None:
             counts = self._controller.counts
-            self._log.save(count_names=list(counts), counts=list(counts.values()))
+            try:
+                self._log.save(count_names=list(counts), counts=list(counts.values()))
+            except OSError as error:
+                self.get_logger().error(f'record: {error}')
 
     def _release(self) -> None:
         for undo in reversed(self._undo):
@@ -338,8 +340,9 @@ class ControllerNode(LifecycleNode):
                 )
         values |= dict(sorted(self._controller.counts.items()))
         self._longest_interval = 0.0
+        is_driving = self._active and self._mode is Mode.RUNNING
         status = DiagnosticStatus(
-            level=DiagnosticStatus.OK if self._mode is Mode.RUNNING else DiagnosticStatus.WARN,
+            level=DiagnosticStatus.OK if is_driving else DiagnosticStatus.WARN,
             name=self.get_fully_qualified_name(),
             message=self._mode.value if self._active else 'not active',
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
@@ -348,40 +351,24 @@ class ControllerNode(LifecycleNode):
         message.header.stamp = now.to_msg()
         self._diagnostics.publish(message)
 
-    def _answer_illegal_transitions(self) -> None:
-        """Answer them with success=False; rclpy's error would end the node out of spin()."""
-        service = self._service_change_state
-        change_state = service.callback
 
-        def guarded(request: Any, response: Any) -> Any:
-            try:
-                return change_state(request, response)
-            except RuntimeError as error:  # RCLError is one
-                self.get_logger().error(f'transition {request.transition.id} refused: {error}')
-                response.success = False
-                return response
-
-        service.callback = guarded
-
-
-def live(executor: SingleThreadedExecutor, stop: Stop) -> int:
+def live(node: ControllerNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
-    node = ControllerNode()
-    executor.add_node(node)
     if node.get_parameter('autostart').value:
         success = TransitionCallbackReturn.SUCCESS
         if node.trigger_configure() != success or node.trigger_activate() != success:
             return 1
-    while not stop:
-        executor.spin_once(timeout_sec=0.1)
-    if not node.is_finalized:
-        node.trigger_shutdown()
-    node.destroy_node()
+    try:
+        while not stop:
+            executor.spin_once(timeout_sec=0.1)
+    finally:  # whatever happened, the safe command goes out
+        if not node.is_finalized:
+            node.trigger_shutdown()
     return 0
 
 
 def main(args: list[str] | None = None) -> None:
-    run(live, args)
+    run(ControllerNode, live, args)
 
 
 if __name__ == '__main__':

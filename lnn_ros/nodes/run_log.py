@@ -34,7 +34,7 @@ class RunLog:
 
     def save(self, **more: Any) -> None:
         """Write the columns and `more` arrays; the file appears whole or not at all."""
-        partial = self.path.with_suffix('.part')
+        partial = self.path.with_name(self.path.name + '.part')
         with partial.open('wb') as file:
             arrays: dict[str, Any] = {n: np.array(column) for n, column in self._columns.items()}
             np.savez_compressed(file, **arrays, **more)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import try_shutdown
 
@@ -30,13 +34,52 @@ class Stop:
         return self.asked
 
 
-def run(live: Callable[[SingleThreadedExecutor, Stop], int], args: list[str] | None) -> None:
-    """Initialise rclpy, let `live` run until it returns an exit code, exit with that."""
+def guard_services(node: Node) -> None:
+    """Let a request that rclpy cannot serve fail alone.
+
+    An illegal lifecycle transition or a parameter of an unknown type raises out of spin(): any peer
+    could end the node.
+    """
+    for service in node.services:
+        service.callback = partial(_serve, node, service.srv_name, service.callback)
+
+
+def _serve(
+    node: Node, name: str, callback: Callable[[Any, Any], Any], request: Any, response: Any
+) -> Any:
+    try:
+        return callback(request, response)
+    except Exception as error:
+        node.get_logger().error(f'{name}: request refused: {error}')
+        return response  # as it was made: success=False, or no results
+
+
+N = TypeVar('N', bound=Node)
+
+
+def run(
+    make: Callable[[], N],
+    live: Callable[[N, SingleThreadedExecutor, Stop], int],
+    args: list[str] | None,
+) -> None:
+    """Make a node, let `live` run it until it returns an exit code, and exit with that code.
+
+    A parameter that the node refuses at start is the user's mistake: one line and exit code 1.
+    """
     stop = Stop()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
+    code = 1
     try:
-        code = live(executor, stop)
+        try:
+            node = make()
+        except (ParameterException, ValueError, RuntimeError, OSError) as error:
+            print(f'not started: {error}', file=sys.stderr)
+        else:
+            guard_services(node)
+            executor.add_node(node)
+            code = live(node, executor, stop)
+            node.destroy_node()
     finally:
         executor.shutdown()
         try_shutdown()

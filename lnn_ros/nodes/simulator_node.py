@@ -74,10 +74,11 @@ class SimulatorNode(Node):
             raise ValueError(f"parameter world is '{value['world']}', there is only 'car'")
         self._value = value
         self._world = CarWorld(value['seed'], value['image_width'], value['image_height'])
-        self._streams = {
+        streams = {
             'image': Stream(value['camera_rate'], value['jitter'], value['drop'], value['latency']),
             'imu': Stream(value['imu_rate'], value['jitter'], value['drop']),
         }
+        self._events = deliveries(streams, self._world.time_ns, value['seed'])
         self._expert = PurePursuit()
         self._score = LaneScore()
         self._twist = (0.0, 0.0)
@@ -106,7 +107,8 @@ class SimulatorNode(Node):
         self._imu_publisher = self.create_publisher(
             Imu, 'imu/data', sensor, qos_overriding_options=overridable
         )
-        self.create_subscription(TwistStamped, 'cmd_vel', self._on_command, 1)
+        command = self.create_subscription(TwistStamped, 'cmd_vel', self._on_command, 1)
+        self._command_topic = command.topic_name
         self._imu_message, self._info_message = self._fixed_fields()
 
     # command in -----------------------------------------------------------------------------------
@@ -141,10 +143,11 @@ class SimulatorNode(Node):
         start_ns, start = self._world.time_ns, time.monotonic()
         announced = 0
         samples: dict[tuple[str, int], Any] = {}
-        for event in deliveries(self._streams, start_ns, self._value['seed']):
+        for event in self._events:
             if not lock_step:
                 elapsed = (event.time_ns - start_ns) / NS_PER_S
-                self._spin_until(executor, start + elapsed / self._value['real_time_factor'])
+                wall = start + elapsed / self._value['real_time_factor']
+                self._spin_until(executor, stop, wall)
             if stop:
                 return
             self._world.advance_to(event.time_ns)
@@ -178,13 +181,12 @@ class SimulatorNode(Node):
                 return
 
     def _wait_for_controller(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
-        publishers = (self._image_publisher, self._imu_publisher)
         while not stop:
-            heard = all(publisher.get_subscription_count() for publisher in publishers)
-            if heard and self.count_publishers('cmd_vel'):
+            heard = self._imu_publisher.get_subscription_count()
+            if heard and self.count_publishers(self._command_topic):
                 return
             self.get_logger().info(
-                'waiting for a controller on image, imu/data and cmd_vel',
+                'waiting for a controller on imu/data and cmd_vel',
                 throttle_duration_sec=5.0, skip_first=True,
             )  # fmt: skip
             executor.spin_once(timeout_sec=0.05)
@@ -203,10 +205,10 @@ class SimulatorNode(Node):
                 return
             executor.spin_once(timeout_sec=min(left, 0.1))
 
-    def _spin_until(self, executor: SingleThreadedExecutor, wall: float) -> None:
-        while True:
+    def _spin_until(self, executor: SingleThreadedExecutor, stop: Stop, wall: float) -> None:
+        while not stop:
             left = wall - time.monotonic()
-            executor.spin_once(timeout_sec=max(left, 0.0))
+            executor.spin_once(timeout_sec=min(max(left, 0.0), 0.1))
             if left <= 0.0:
                 return
 
@@ -276,20 +278,24 @@ class SimulatorNode(Node):
             f'{self._missed} commands missed'
         )
         if self._log is not None:
-            self._log.save(
-                leaves=score.leaves,
-                progress=score.progress,
-                duration=score.duration,
-                mean_error=score.mean_error,
-                max_error=score.max_error,
-                missed=self._missed,
-                count_names=list(self._counts),
-                counts=list(self._counts.values()),
-                latency=np.array(self._latencies),
-                frames=np.array(self._frames),
-                centre=self._world.track.centre,
-                top_view=self._world.top_view(900),
-            )
+            try:
+                self._log.save(
+                    leaves=score.leaves,
+                    progress=score.progress,
+                    duration=score.duration,
+                    mean_error=score.mean_error,
+                    max_error=score.max_error,
+                    missed=self._missed,
+                    count_names=list(self._counts),
+                    counts=list(self._counts.values()),
+                    latency=np.array(self._latencies),
+                    frames=np.array(self._frames),
+                    centre=self._world.track.centre,
+                    top_view=self._world.top_view(1200),
+                    chase_view=self._world.chase_view(640, 480),
+                )
+            except OSError as error:
+                self.get_logger().error(f'record: {error}')
         self._world.close()
 
 
@@ -299,18 +305,15 @@ def to_time(stamp_ns: int) -> Time:
     return Time(sec=sec, nanosec=nanosec)
 
 
-def live(executor: SingleThreadedExecutor, stop: Stop) -> int:
+def live(node: SimulatorNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
-    node = SimulatorNode()
-    executor.add_node(node)
     node.simulate(executor, stop)
     node.finish()
-    node.destroy_node()
     return 0
 
 
 def main(args: list[str] | None = None) -> None:
-    run(live, args)
+    run(SimulatorNode, live, args)
 
 
 if __name__ == '__main__':

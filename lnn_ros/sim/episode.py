@@ -78,7 +78,7 @@ def drive(
     start_ns = last_ns = world.time_ns
     end_ns = start_ns + seconds_to_ns(duration)
     captured: dict[tuple[str, int], tuple[np.ndarray, ...]] = {}
-    for event in deliveries(dict(streams), start_ns, seed):
+    for event in deliveries(streams, start_ns, seed):
         if event.time_ns > end_ns:
             break
         world.advance_to(event.time_ns)

@@ -48,7 +48,7 @@ CONDITIONS = {
         Condition('rate_x0.25', camera_rate=7.5, imu_rate=25.0),
         Condition('rate_x2', camera_rate=60.0, imu_rate=200.0),
         Condition('rate_x4', camera_rate=120.0, imu_rate=400.0),
-        Condition('jitter', jitter=0.9),
+        Condition('jitter', jitter=0.8),
         Condition('drop_50', drop=0.5),
         Condition('latency', latency=0.1),
         Condition('slow_jitter_drop', camera_rate=10.0, jitter=0.5, drop=0.3),
@@ -89,6 +89,11 @@ class Evaluation:
             scores.append(score)
             if on_episode is not None:
                 on_episode(seed, score)
+
+    def close(self) -> None:
+        """Free the world's renderer."""
+        if self._world is not None:
+            self._world.close()
 
     def succeeded(self, score: LaneScore) -> bool:
         """Never out of the lane, for the whole time, and not by crawling."""

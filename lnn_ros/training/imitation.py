@@ -139,6 +139,7 @@ class Trainer:
         self._checkpoint = folder / 'checkpoint.pt'
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
+        self._tracks: list[int] = []  # seeds of the tracks trained on so far
 
     def run(self) -> Path:
         """Train all rounds, or what is left of them; return the best policy's file."""
@@ -150,6 +151,7 @@ class Trainer:
                 policy_file.save(self.network.to_policy(), driver)
             start = self.recipe.training_tracks + 1000 * number
             seeds = list(range(start, start + spec.episodes))
+            self._tracks += seeds
             collected = collect(
                 driver,
                 self.recipe.collection,
@@ -246,12 +248,13 @@ class Trainer:
         contract = recipe.contract
         scores = {}
         policy = self.network.to_policy(contract)
+        evaluation = Evaluation(policy, recipe.validation_duration)
+        first = recipe.validation_tracks
         for condition in (NOMINAL, Condition('slow', 10.0, jitter=0.5, drop=0.3)):
-            evaluation = Evaluation(policy, recipe.validation_duration)
-            first = recipe.validation_tracks
             evaluation.run(condition, range(first, first + recipe.validation_episodes))
             scores[condition.name] = evaluation.summary(condition.name)
             log.info('round %d, %s: %s', number + 1, condition.name, scores[condition.name])
+        evaluation.close()
         success = sum(score['success'] for score in scores.values())
         error = sum(score['error'] for score in scores.values())
         if self.best and (self.best['success'], -self.best['error']) >= (success, -error):
@@ -261,6 +264,7 @@ class Trainer:
             'lnn_ros': __version__,
             'torch': torch.__version__,
             'python': platform.python_version(),
+            'tracks': self._tracks,
             'round': number + 1,
             'training_seconds': round(self.seconds),
             'validation': scores,

@@ -1,0 +1,199 @@
+"""The command `lnn_ros`: every subcommand imports only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lnn_ros.share import share_directory
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; return the exit code (2: wrong usage or input, in one line)."""
+    parser = argparse.ArgumentParser(
+        prog='lnn_ros', description='Drive robots with Liquid Time-Constant networks under ROS 2.'
+    )
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    for define in (_define_demo, _define_launch, _define_train, _define_evaluate, _define_inspect):
+        define(commands)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('lnn_ros').setLevel(logging.INFO)
+    try:
+        return int(options.run(options))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f'lnn_ros {options.command}: {error}', file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f'lnn_ros {options.command}: {_how_to_install(error)}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _how_to_install(error: ModuleNotFoundError) -> str:
+    extras = {'torch': 'train', 'mujoco': 'sim', 'matplotlib': 'sim', 'tqdm': 'sim'}
+    extra = extras.get(error.name or '')
+    hint = f": pip install 'lnn_ros[{extra}]'" if extra else ''
+    return f"the Python module '{error.name}' is missing{hint}"
+
+
+def _launch_arguments(pairs: list[str]) -> dict[str, str]:
+    """Turn `name:=value` words into a dictionary."""
+    values = {}
+    for pair in pairs:
+        name, separator, value = pair.partition(':=')
+        if not name or not separator:
+            raise ValueError(f"'{pair}' is not of the form name:=value")
+        values[name] = value
+    return values
+
+
+# demo ---------------------------------------------------------------------------------------------
+
+
+def _define_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        'demo', help='launch simulator and controller, drive 30 s, show how it went'
+    )
+    parser.add_argument('--out', type=Path, default=Path('demo'), help='folder for the results')
+    parser.add_argument(
+        'arguments', nargs='*', metavar='NAME:=VALUE', help='arguments of sim.launch.xml'
+    )
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from lnn_ros.demo import run
+
+    return run(options.out, _launch_arguments(options.arguments))
+
+
+# launch -------------------------------------------------------------------------------------------
+
+
+def _define_launch(commands: Any) -> None:
+    parser = commands.add_parser('launch', help='run a launch file, also without ROS 2 launch')
+    parser.add_argument('file', help='path, or the name of one of our launch files')
+    parser.add_argument('--show-args', action='store_true', help='list its arguments')
+    parser.add_argument('arguments', nargs='*', metavar='NAME:=VALUE')
+    parser.set_defaults(run=_launch)
+
+
+def _launch(options: argparse.Namespace) -> int:
+    from lnn_ros import launch_xml
+
+    # nothing that we start is heard beyond this machine unless the user says so
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    file = Path(options.file)
+    if not file.exists() and file.name == options.file:
+        file = share_directory() / 'launch' / options.file
+    if options.show_args:
+        for argument in launch_xml.arguments(file):
+            default = 'required' if argument.default is None else f"default '{argument.default}'"
+            print(f'{argument.name}: {argument.description} ({default})')
+        return 0
+    return launch_xml.launch(file, _launch_arguments(options.arguments))
+
+
+# train --------------------------------------------------------------------------------------------
+
+
+def _define_train(commands: Any) -> None:
+    parser = commands.add_parser('train', help='train a policy as its recipe says')
+    parser.add_argument('task', help='car')
+    parser.add_argument('--recipe', type=Path, help='default: config/train_TASK.yaml')
+    parser.add_argument('--out', type=Path, help='default: runs/TASK; resumed if it is there')
+    parser.add_argument('--processes', type=int, default=os.cpu_count(), help='default: all cores')
+    parser.set_defaults(run=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from lnn_ros.training.imitation import Trainer, load_recipe
+
+    recipe = options.recipe or share_directory() / 'config' / f'train_{options.task}.yaml'
+    out = options.out or Path('runs') / options.task
+    policy = Trainer(load_recipe(recipe), out, options.processes).run()
+    print(f'the best policy is {policy}')
+    return 0
+
+
+# evaluate -----------------------------------------------------------------------------------------
+
+
+def _define_evaluate(commands: Any) -> None:
+    parser = commands.add_parser('evaluate', help='drive in closed loop on unseen tracks')
+    parser.add_argument('task', choices=['car'])
+    parser.add_argument('--policy', type=Path, help='default: the shipped policy of the task')
+    parser.add_argument('--episodes', type=int, default=20, help='tracks per condition')
+    parser.add_argument('--duration', type=float, default=30.0, help='seconds per episode')
+    parser.add_argument('--first-seed', type=int, default=0, help='seed of the first track')
+    parser.add_argument(
+        '--condition', action='append', help='nominal by default; repeat it, or give `all`'
+    )
+    parser.add_argument('--json', type=Path, help='write the figures to this file')
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from lnn_ros import policy as policy_file
+    from lnn_ros.training.evaluation import CONDITIONS, Evaluation, write_results
+
+    names = options.condition or ['nominal']
+    names = list(CONDITIONS) if 'all' in names else names
+    unknown = set(names) - set(CONDITIONS)
+    if unknown:
+        raise ValueError(f'no condition {sorted(unknown)}; there are {", ".join(CONDITIONS)}')
+    if options.episodes < 1:
+        raise ValueError(f'--episodes is {options.episodes}, must be at least 1')
+    path = options.policy or share_directory() / 'policies' / f'{options.task}.safetensors'
+    policy = policy_file.load(path)
+    seeds = range(options.first_seed, options.first_seed + options.episodes)
+    trained_on = set(policy.contract.provenance.get('tracks', ()))
+    if trained_on.intersection(seeds):
+        raise ValueError(f'{path} was trained on some of the tracks {seeds.start}-{seeds.stop - 1}')
+    evaluation = Evaluation(policy, options.duration)
+    with tqdm(total=len(names) * len(seeds), unit='episode', leave=False) as bar:
+        for name in names:
+            bar.set_description(name)
+            evaluation.run(CONDITIONS[name], seeds, lambda *_: bar.update())
+    rows = evaluation.rows()
+    print(f'{"condition":18} {"metric":10} {"value":>8}   95 % interval      n')
+    for row in rows:
+        print(
+            f'{row["name"]:18} {row["metric"]:10} {row["value"]:8.3f}   '
+            f'[{row["low"]:7.3f}, {row["high"]:7.3f}] {row["n"]:4d} {row["unit"]}'
+        )
+    if options.json:
+        command = f'lnn_ros evaluate {options.task} --episodes {options.episodes}'
+        write_results(options.json, command, seeds, rows)
+    return 0
+
+
+# inspect ------------------------------------------------------------------------------------------
+
+
+def _define_inspect(commands: Any) -> None:
+    parser = commands.add_parser('inspect', help='print what a policy file says of itself')
+    parser.add_argument('policy', type=Path)
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from lnn_ros import policy as policy_file
+
+    policy = policy_file.load(options.policy)
+    print(json.dumps({'parameters': policy.parameters, **asdict(policy.contract)}, indent=2))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
