@@ -212,12 +212,17 @@ class Synapses(nn.Module):
         self.erev = nn.Parameter(self.polarity.float())
         assign(self, w=torch.empty(count).uniform_(0.001, 1.0))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (conductance, current) into the targets of (..., sources): (..., targets)."""
+    def forward(self, x: Tensor, conductance: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+        """Add these synapses, whose sources are at x (..., sources), to what is there already.
+
+        Conductance and current are (..., targets).
+        """
         before = x.index_select(-1, self.source)
         g = softplus(self.raw_w) * torch.sigmoid(self.sigma * (before - self.mu))
-        none = x.new_zeros(*x.shape[:-1], self.targets)
-        return none.index_add(-1, self.target, g), none.index_add(-1, self.target, g * self.erev)
+        return (
+            conductance.index_add(-1, self.target, g),
+            current.index_add(-1, self.target, g * self.erev),
+        )
 
     def largest(self) -> Tensor:
         """Return the conductance into each target with all synapses open, (targets,)."""
@@ -286,15 +291,13 @@ class SynapticLTC(Cell):
         return Wiring(self.synapses.adjacency(), self.sensory.adjacency(), self.outputs)
 
     def driven_by(self, u: Tensor) -> Tensor:
-        conductance, current = self.sensory(self.input_w * u + self.input_b)
-        gl = _positive(self.raw_gl)
-        return torch.cat((gl + conductance, gl * self.vl + current), dim=-1)
+        shape, gl = (*u.shape[:-1], self.units), _positive(self.raw_gl)
+        leak = gl.expand(shape), (gl * self.vl).expand(shape)
+        return torch.cat(self.sensory(self.input_w * u + self.input_b, *leak), dim=-1)
 
     def field(self, driven: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        of_input, current_of_input = driven.chunk(2, dim=-1)
-        conductance, current = self.synapses(h)
-        g = of_input + conductance
-        return g / _positive(self.raw_cm), (current_of_input + current) / g
+        g, current = self.synapses(h, *driven.chunk(2, dim=-1))
+        return g / _positive(self.raw_cm), current / g
 
     def fastest(self) -> Tensor:
         g = _positive(self.raw_gl) + self.synapses.largest() + self.sensory.largest()
