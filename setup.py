@@ -19,9 +19,9 @@ ros = [
     'ros-jazzy-std-srvs==5.3.6',
 ]
 sim = ['matplotlib', 'mujoco>=3.3.7', 'tqdm']
-train = [*sim, 'torch>=2.2']
+train = [*sim, 'torch>=2.7']
 test = ['pytest']
-dev = [*test, 'mypy', 'ruff']
+dev = [*test, 'mypy', 'ncps==1.0.1', 'ruff']  # ncps: the bridge to it is tested against it
 
 # Without a C compiler the package installs all the same, and numpy does the work.
 core = f'{package_name}/core'

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lnn_ros.liquid import solvers
 from lnn_ros.liquid.cells import NeuralLTC
+from lnn_ros.liquid.solvers import Solver
 from lnn_ros.policy import Contract, Policy
 
 
@@ -27,7 +27,8 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.contract = contract
         self.encoder = _encoder(contract) if contract.encoder else None
-        self.cell = NeuralLTC(contract.inputs, contract.units, tau_range, contract.max_step)
+        solver = Solver(contract.solver, contract.max_step)
+        self.cell = NeuralLTC(contract.inputs, contract.units, tau_range, solver)
         sizes = (contract.units + contract.inputs, *contract.readout, len(contract.outputs))
         layers: list[nn.Module] = []
         for before, after in zip(sizes[:-1], sizes[1:], strict=True):
@@ -60,10 +61,10 @@ class PolicyNetwork(nn.Module):
             raise ValueError('every dt must be finite and not negative')
         if not bool(torch.isfinite(inputs).all()):
             raise ValueError('the inputs have values that are not finite')
-        driven = self.cell.driven_by(inputs[:-1])
+        driven, solver = self.cell.driven_by(inputs[:-1]), self.cell.solver
         states = []
         for k in range(dt.shape[0]):
-            h = solvers.exact(self.cell, driven[k], h, dt[k, :, None], self.contract.max_step)
+            h = solver.advance(self.cell, driven[k], h, dt[k, :, None])
             states.append(h)
         return self.readout(torch.cat((torch.stack(states), inputs[1:]), dim=-1)), h
 

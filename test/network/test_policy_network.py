@@ -7,8 +7,8 @@ import torch
 from lnn_ros import policy as policy_file
 from lnn_ros.core import open_engine
 from lnn_ros.core.numpy_engine import sub_steps
-from lnn_ros.liquid import solvers
 from lnn_ros.liquid.policy_network import PolicyNetwork
+from lnn_ros.liquid.solvers import Solver
 from lnn_ros.share import share_directory
 
 KINDS = {
@@ -97,6 +97,8 @@ def test_engine_equals_the_torch_network_over_irregular_steps(policy):
 class Counting:
     """A field that stands still and counts how often it is asked."""
 
+    state_dependent = True
+
     def __init__(self):
         self.calls = 0
 
@@ -108,9 +110,10 @@ class Counting:
 @pytest.mark.parametrize('max_step', [0.05, 0.03, 0.007, 0.1])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_whole_number_of_sub_steps_is_that_number_in_every_precision(max_step, dtype):
+    solver = Solver('exact', max_step)
     for number in range(1, 60):
         cell, dt = Counting(), torch.full((1, 1), number * max_step, dtype=dtype)
-        solvers.exact(cell, torch.zeros(1, 1), torch.zeros(1, 1), dt, max_step)
+        solver.advance(cell, torch.zeros(1, 1), torch.zeros(1, 1), dt)
         assert cell.calls == number == sub_steps(number * max_step, max_step)
         assert sub_steps(number * max_step * 1.00001, max_step) == number + 1
 

@@ -29,7 +29,7 @@ RULES = {
     'lnn_ros.observation': {'numpy', 'lnn_ros.policy', 'lnn_ros.core'},
     'lnn_ros.core': {'numpy', 'lnn_ros.policy'},
     'lnn_ros.controller': {'numpy', 'lnn_ros.timing', *BELOW},
-    'lnn_ros.liquid': {'numpy', 'torch', 'lnn_ros.policy'},
+    'lnn_ros.liquid': {'numpy', 'torch', 'lnn_ros.policy', 'ncps'},
     'lnn_ros.share': set(),
 }
 
@@ -78,6 +78,7 @@ def test_part_imports_only_what_its_rule_allows(part):
     [
         ('torch', ('lnn_ros.liquid', 'lnn_ros.training')),
         ('lnn_ros.liquid', ('lnn_ros.liquid', 'lnn_ros.training')),
+        ('ncps', ('lnn_ros.liquid.ncps_bridge',)),
         ('mujoco', ('lnn_ros.sim',)),
         ('safetensors', ('lnn_ros.policy',)),
         ('lnn_ros.nodes', ('lnn_ros.nodes',)),
