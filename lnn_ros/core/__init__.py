@@ -18,6 +18,7 @@ class Engine(Protocol):
     """Runs one policy. Inputs are held from one call to the next, and so is the state.
 
     The state and the outputs are equal to the torch network's (`liquid.policy_network`) to 1e-5.
+    An engine belongs to one thread at a time.
     """
 
     state: NDArray[np.float32]

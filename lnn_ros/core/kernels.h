@@ -1,4 +1,8 @@
-/* The inner loops, compiled once per kind of processor; engine.c and image.c call them. */
+/* The inner loops, compiled once per kind of processor; engine.c and image.c call them.
+ *
+ * Another cell is: a plan and a loop here, its tables in core.h's policy, and where engine.c lays
+ * out, packs and advances the one that there is. A hold that needs the input before this one keeps
+ * it beside `inputs` in engine.c. */
 #ifndef LNN_KERNELS_H
 #define LNN_KERNELS_H
 
