@@ -55,8 +55,8 @@ INSTRUCTIONS = {
     ('step', 32): 1_300,
     ('step', 64): 2_720,
     ('step', 128): 7_280,
-    ('encode', 32): 270_000,
-    ('image', 0): 752_000,
+    ('encode', 32): 258_000,
+    ('image', 0): 725_000,
 }
 Call = Callable[[], object]
 

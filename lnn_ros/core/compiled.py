@@ -145,8 +145,8 @@ class CResampler:
     def __init__(self, view: View, module: Any, variant: int = FASTEST) -> None:
         real = np.dtype(f'f{module.real_bits // 8}')
         channels, source_channels = view.mix.shape
-        mix = np.zeros((source_channels, 4))  # four channels at a time, used or not
-        mix[:, :channels] = view.mix.T / view.scale
+        mix = np.zeros((4, 4))  # four channels of four at a time, used or not
+        mix[:source_channels, :channels] = view.mix.T / view.scale
         offset = np.full(4, -view.mean / view.scale)
 
         def described(spans: Any) -> tuple[Any, ...]:

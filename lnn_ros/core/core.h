@@ -91,8 +91,9 @@ typedef struct {
     int64_t target;
 } lnn_spans;
 
-/* How an image becomes the network's view. A pixel's channels are offset + sum over the source's
- * channels s of mix[4 s ...] * byte: four each, of which `channels` are kept. */
+/* How an image becomes the network's view. A pixel's channels are offset + sum over s of
+ * mix[4 s ...] * byte s of the source: always four of four, of which 1 or 3 `channels` are kept; mix
+ * is 0 for bytes that the source has not, whatever is read for them. */
 typedef struct {
     lnn_spans rows, columns;
     const real *mix, *offset;

@@ -208,6 +208,8 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
     const lnn_spans *spans = &view->columns;
     const int64_t source_channels = view->source_channels;
     const quad offset = CONST_AT(quad, view->offset);
+    const quad red = CONST_AT(quad, view->mix), green = CONST_AT(quad, view->mix + 4);
+    const quad blue = CONST_AT(quad, view->mix + 8), alpha = CONST_AT(quad, view->mix + 12);
     for (int64_t x = 0; x < spans->target; x++, out++) {
         /* always four channels at once: the row has room for it, what is too much is not used */
         const real *from = row + spans->first[x] * source_channels;
@@ -220,14 +222,12 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
                 between += CONST_AT(quad, p);
             sum += between * inner + CONST_AT(quad, end) * spans->last_share[x];
         }
-        real average[4], mixed[4];
-        AT(quad, average) = sum;
-        quad channels = offset;
-        for (int64_t s = 0; s < source_channels; s++)
-            channels += CONST_AT(quad, view->mix + 4 * s) * average[s];
-        AT(quad, mixed) = channels;
-        for (int64_t c = 0; c < view->channels; c++)
-            out[c * plane] = mixed[c];
+        const quad mixed = offset + red * sum[0] + green * sum[1] + blue * sum[2] + alpha * sum[3];
+        out[0] = mixed[0];
+        if (view->channels == 3) {
+            out[plane] = mixed[1];
+            out[2 * plane] = mixed[2];
+        }
     }
 }
 

@@ -65,7 +65,7 @@ static PyObject *resampler_new(PyTypeObject *type, PyObject *args, PyObject *key
     if (!PyArg_ParseTuple(args, "iiiiO!O!O!", &variant, &channels, &source_channels, &source_width,
                           &PyTuple_Type, &rows, &PyTuple_Type, &columns, &PyTuple_Type, &mix))
         return NULL;
-    if (channels < 1 || channels > 4 || source_channels < 1 || source_channels > 4 ||
+    if ((channels != 1 && channels != 3) || source_channels < 1 || source_channels > 4 ||
         source_width < 1 || source_width > 1 << 24)
         return PyErr_Format(PyExc_ValueError, "a size is out of range");
     const lnn_kernels *kernels = variant_at(variant);
@@ -79,7 +79,7 @@ static PyObject *resampler_new(PyTypeObject *type, PyObject *args, PyObject *key
     self->kernels = kernels;
     self->rows_end = read_spans(self, 0, rows, &view->rows);
     const int64_t columns_end = read_spans(self, SPAN_ARRAYS, columns, &view->columns);
-    view->mix = keep(self, 2 * SPAN_ARRAYS, mix, 0, REAL_FORMAT, 4 * source_channels);
+    view->mix = keep(self, 2 * SPAN_ARRAYS, mix, 0, REAL_FORMAT, 16);
     view->offset = keep(self, 2 * SPAN_ARRAYS + 1, mix, 1, REAL_FORMAT, 4);
     if (!PyErr_Occurred() && columns_end > source_width)
         PyErr_SetString(PyExc_ValueError, "the columns reach past the source's width");

@@ -162,7 +162,7 @@ static int see_image(const lnn_kernels *kernels)
             first[axis][i] = draw((uint32_t)cells);
             counts[axis][i] = 1 + draw((uint32_t)(cells - first[axis][i]));
         }
-    const real *mix = weights(4 * source);
+    const real *mix = weights(16);
     const lnn_view view = {
         {first[0], counts[0], share, share + 1, share + 2, rows},
         {first[1], counts[1], share, share + 1, share + 2, columns},

@@ -83,7 +83,7 @@ def test_resampler_refuses_spans_past_the_source(module) -> None:
     ones = [np.ones(2, np.float32) for _ in range(3)]
     first, count = np.array([0, 3]), np.array([3, 3])
     rows = (first, count, *ones)
-    mix = (np.zeros((3, 4), np.float32), np.zeros(4, np.float32))
+    mix = (np.zeros((4, 4), np.float32), np.zeros(4, np.float32))
     module.Resampler(FASTEST, 3, 3, 6, rows, rows, mix)
     for channels, source, width, down, across, mixed in (
         (3, 3, 5, rows, rows, mix),  # columns reach to 6
@@ -95,7 +95,8 @@ def test_resampler_refuses_spans_past_the_source(module) -> None:
         (3, 3, 6, (first + 2**40, *rows[1:]), rows, mix),
         (3, 3, 6, (first, count[:1], *ones), rows, mix),
         (3, 3, 6, rows[:4], rows, mix),
-        (3, 4, 6, rows, rows, mix),
+        (2, 3, 6, rows, rows, mix),
+        (3, 3, 6, rows, rows, (mix[0][:3], mix[1])),
         (3, 3, 6, rows, rows, mix[:1]),
     ):
         with pytest.raises((ValueError, IndexError)):
@@ -105,7 +106,7 @@ def test_resampler_refuses_spans_past_the_source(module) -> None:
 def test_resampler_refuses_buffers_that_are_too_short(module) -> None:
     ones = [np.ones(2, np.float32) for _ in range(3)]
     spans = (np.array([0, 3]), np.array([3, 3]), *ones)
-    mix = (np.zeros((3, 4), np.float32), np.zeros(4, np.float32))
+    mix = (np.zeros((4, 4), np.float32), np.zeros(4, np.float32))
     resampler = module.Resampler(FASTEST, 3, 3, 6, spans, spans, mix)
     pixels = np.zeros((3, 2, 2), np.float32)
     assert resampler.see(bytes(6 * 20 - 2), 20, pixels)  # the last row without its padding
