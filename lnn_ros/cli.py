@@ -20,7 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog='lnn_ros', description='Drive robots with Liquid Time-Constant networks under ROS 2.'
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for define in (_define_demo, _define_launch, _define_train, _define_evaluate, _define_inspect):
+    for define in (
+        _define_demo,
+        _define_launch,
+        _define_train,
+        _define_evaluate,
+        _define_inspect,
+        _define_export,
+    ):
         define(commands)
     options = parser.parse_args(arguments)
     logging.basicConfig(format='%(message)s')
@@ -192,6 +199,30 @@ def _inspect(options: argparse.Namespace) -> int:
 
     policy = policy_file.load(options.policy)
     print(json.dumps({'parameters': policy.parameters, **asdict(policy.contract)}, indent=2))
+    return 0
+
+
+# export -------------------------------------------------------------------------------------------
+
+
+def _define_export(commands: Any) -> None:
+    parser = commands.add_parser('export', help='write a policy as C99 for a microcontroller')
+    parser.add_argument('policy', type=Path)
+    parser.add_argument('--target', choices=['c'], required=True)
+    parser.add_argument('--out', type=Path, required=True, help='folder for the .h and the .c')
+    parser.add_argument('--name', help="prefix of files and symbols; default: the policy's task")
+    parser.add_argument('--weights', choices=['float32', 'int8'], default='float32')
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from lnn_ros import policy as policy_file
+    from lnn_ros.core.export import export_c
+
+    policy = policy_file.load(options.policy)
+    name = options.name or policy.contract.task
+    for path in export_c(policy, options.out, name, options.weights):
+        print(path)
     return 0
 
 
