@@ -6,11 +6,13 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lnn_ros import __version__
 from lnn_ros.share import share_directory
 
 
@@ -19,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='lnn_ros', description='Drive robots with Liquid Time-Constant networks under ROS 2.'
     )
+    parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for define in (
         _define_demo,
@@ -45,9 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _how_to_install(error: ModuleNotFoundError) -> str:
-    extras = {'torch': 'train', 'mujoco': 'sim', 'matplotlib': 'sim', 'tqdm': 'sim'}
-    extra = extras.get(error.name or '')
-    hint = f": pip install 'lnn_ros[{extra}]'" if extra else ''
+    target = {'torch': 'train', 'mujoco': 'demo', 'matplotlib': 'demo', 'tqdm': 'demo'}
+    hint = f': pip install {error.name}'
+    if error.name in target:
+        hint += f', or `make {target[error.name]}` in a checkout'
     return f"the Python module '{error.name}' is missing{hint}"
 
 
@@ -71,7 +75,11 @@ def _define_demo(commands: Any) -> None:
     )
     parser.add_argument('--out', type=Path, default=Path('demo'), help='folder for the results')
     parser.add_argument(
-        'arguments', nargs='*', metavar='NAME:=VALUE', help='arguments of sim.launch.xml'
+        'arguments',
+        nargs='*',
+        metavar='NAME:=VALUE',
+        help='arguments of sim.launch.xml (lnn_ros launch sim.launch.xml --show-args); the demo '
+        'gives seed:=3 jitter:=0.5 drop:=0.2 duration:=30.0 real_time_factor:=0.0',
     )
     parser.set_defaults(run=_demo)
 
@@ -122,9 +130,13 @@ def _define_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    recipe = options.recipe or share_directory() / 'config' / f'train_{options.task}.yaml'
+    if not recipe.is_file():
+        raise ValueError(f'{recipe}: there is no such recipe')
+    if options.processes < 1:
+        raise ValueError(f'--processes is {options.processes}, must be at least 1')
     from lnn_ros.training.imitation import Trainer, load_recipe
 
-    recipe = options.recipe or share_directory() / 'config' / f'train_{options.task}.yaml'
     out = options.out or Path('runs') / options.task
     policy = Trainer(load_recipe(recipe), out, options.processes).run()
     print(f'the best policy is {policy}')
@@ -138,8 +150,8 @@ def _define_evaluate(commands: Any) -> None:
     parser = commands.add_parser('evaluate', help='drive in closed loop on unseen tracks')
     parser.add_argument('task', choices=['car'])
     parser.add_argument('--policy', type=Path, help='default: the shipped policy of the task')
-    parser.add_argument('--episodes', type=int, default=20, help='tracks per condition')
-    parser.add_argument('--duration', type=float, default=30.0, help='seconds per episode')
+    parser.add_argument('--episodes', type=int, default=20, help='tracks per condition (20)')
+    parser.add_argument('--duration', type=float, default=30.0, help='seconds per episode (30)')
     parser.add_argument('--first-seed', type=int, default=0, help='seed of the first track')
     parser.add_argument(
         '--condition', action='append', help='nominal by default; repeat it, or give `all`'
@@ -158,9 +170,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     names = list(CONDITIONS) if 'all' in names else names
     unknown = set(names) - set(CONDITIONS)
     if unknown:
-        raise ValueError(f'no condition {sorted(unknown)}; there are {", ".join(CONDITIONS)}')
-    if options.episodes < 1:
-        raise ValueError(f'--episodes is {options.episodes}, must be at least 1')
+        raise ValueError(
+            f'no condition {", ".join(sorted(unknown))}; there are {", ".join(CONDITIONS)}'
+        )
+    if options.episodes < 1 or options.first_seed < 0:
+        raise ValueError('--episodes must be at least 1, --first-seed at least 0')
+    if not 0.0 < options.duration < float('inf'):
+        raise ValueError(f'--duration is {options.duration} s, must be greater than 0')
+    if options.json and not options.json.absolute().parent.is_dir():
+        raise ValueError(f'--json: there is no folder {options.json.absolute().parent}')
     path = options.policy or share_directory() / 'policies' / f'{options.task}.safetensors'
     policy = policy_file.load(path)
     seeds = range(options.first_seed, options.first_seed + options.episodes)
@@ -173,11 +191,11 @@ def _evaluate(options: argparse.Namespace) -> int:
             bar.set_description(name)
             evaluation.run(CONDITIONS[name], seeds, lambda *_: bar.update())
     rows = evaluation.rows()
-    print(f'{"condition":18} {"metric":10} {"value":>8}   95 % interval      n')
+    print(f'{"condition":18} {"metric":10} {"unit":4} {"value":>8}   95 % interval        episodes')
     for row in rows:
         print(
-            f'{row["name"]:18} {row["metric"]:10} {row["value"]:8.3f}   '
-            f'[{row["low"]:7.3f}, {row["high"]:7.3f}] {row["n"]:4d} {row["unit"]}'
+            f'{row["name"]:18} {row["metric"]:10} {row["unit"]:4} {row["value"]:8.4f}   '
+            f'[{row["low"]:8.4f}, {row["high"]:8.4f}] {row["n"]:6d}'
         )
     if options.json:
         command = f'lnn_ros evaluate {options.task} --episodes {options.episodes}'
@@ -198,7 +216,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from lnn_ros import policy as policy_file
 
     policy = policy_file.load(options.policy)
-    print(json.dumps({'parameters': policy.parameters, **asdict(policy.contract)}, indent=2))
+    text = json.dumps({'parameters': policy.parameters, **asdict(policy.contract)}, indent=2)
+    # lists of numbers and names on one line
+    print(re.sub(r'\[[^][{}]*\]', lambda match: ' '.join(match[0].split()), text))
     return 0
 
 

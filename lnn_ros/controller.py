@@ -1,8 +1,7 @@
 """The straight way: message -> interval -> held inputs -> network step -> limits -> command.
 
-One object, used live by the node, in the simulator's process and for replay, so that all three
-compute the same thing. It knows neither ROS nor torch and it has no clock: time is what the stamps
-say.
+One object, used live by the node and in the simulator's process, so that both compute the same
+thing. It knows neither ROS nor torch and it has no clock: time is what the stamps say.
 """
 
 from __future__ import annotations
@@ -103,11 +102,13 @@ class Controller:
         self._held_ns: dict[str, int] = {}  # stamp of what is held, per stream
         self._commanded_ns = 0
         self._warmup = self.settings.warmup_steps
+        self._reset_reason = 'start'
 
     def reset(self) -> None:
         """Forget the state and every held input, as at the start."""
         self.interval.forget()
         self._restart()
+        self._reset_reason = 'asked for'
 
     def stop(self) -> NDArray[np.float64]:
         """Take note that the safe command goes out between two messages; return it.
@@ -173,10 +174,11 @@ class Controller:
         if isinstance(verdict, Reset):
             self.counts[f'reset/{verdict.reason}'] += 1
             self._restart()
+            self._reset_reason = verdict.reason
             self._commanded_ns = stamp_ns
         elif isinstance(verdict, Step):
-            self.dt = verdict.dt_ns / NS_PER_S
             if len(self._held_ns) == len(self._max_age_ns):
+                self.dt = verdict.dt_ns / NS_PER_S
                 self.engine.advance(self.dt)
         else:
             self.counts[f'late/{stream}'] += 1
@@ -214,6 +216,20 @@ class Controller:
             values = self.limiter.sent_safe()
         self._commanded_ns = now_ns
         return Command(values, stamp_ns, self.mode)
+
+    def why(self) -> str:
+        """Say what keeps the mode from RUNNING, for a log line."""
+        if self.mode is Mode.WAITING:
+            missing = [stream for stream in self._max_age_ns if stream not in self._held_ns]
+            return f'no {" and no ".join(missing)} since the last reset ({self._reset_reason})'
+        if self.mode is Mode.STALE:
+            ages = {s: self.interval.newest_ns - held for s, held in self._held_ns.items()}
+            return ' and '.join(
+                f'{s} is {ages[s] / NS_PER_S:.2f} s old (max_age {most / NS_PER_S:g} s)'
+                for s, most in self._max_age_ns.items()
+                if ages[s] > most
+            )
+        return 'a value is not finite' if self.mode is Mode.FAULT else ''
 
     def _restart(self) -> None:
         self.engine.reset()

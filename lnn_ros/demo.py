@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -14,9 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lnn_ros import launch_xml
+from lnn_ros.share import share_directory
+
 Record = Mapping[str, Any]
 
-DURATION = 30.0  # simulated seconds
+LAUNCH_FILE = share_directory() / 'launch' / 'sim.launch.xml'
+CONTROLLER_LAUNCH_FILE = share_directory() / 'launch' / 'controller.launch.xml'
+ARGUMENTS = {
+    'seed': '3',
+    'jitter': '0.5',
+    'drop': '0.2',
+    'duration': '30.0',
+    'real_time_factor': '0.0',
+}
+"""What the demo gives to sim.launch.xml: lock-step, and sensors that jitter and lose samples."""
+
 _PROGRESS = re.compile(r'\]: (\d+) of \d+ s, ([\d.]+) m, left the lane (\d+) times')
 
 
@@ -24,21 +38,23 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
     """Drive, print a table, draw drive.png in `folder`.
 
     Args:
-        arguments: of sim.launch.xml, which override the demo's own: lock-step, 30 s, sensors that
-            jitter and lose every fifth sample.
+        arguments: of sim.launch.xml; they go before `ARGUMENTS`.
 
     Returns:
         0, or 1 if the car left its lane, hardly moved, or the launch failed.
+
+    Raises:
+        ValueError: for an argument that sim.launch.xml does not have, or that the demo cannot take.
     """
-    arguments = {
-        'seed': '3',
-        'jitter': '0.5',
-        'drop': '0.2',
-        'duration': str(DURATION),
-        'real_time_factor': '0.0',
-        'record': str(folder.absolute()),
-        **arguments,
-    }
+    known = {argument.name for argument in launch_xml.arguments(LAUNCH_FILE)}
+    known |= {argument.name for argument in launch_xml.arguments(CONTROLLER_LAUNCH_FILE)}
+    for name in sorted(set(arguments) - known):
+        raise ValueError(f"sim.launch.xml has no argument '{name}'; there are {sorted(known)}")
+    if 'record' in arguments:
+        raise ValueError('the demo records into its own folder: use --out instead of record:=')
+    arguments = {**ARGUMENTS, **arguments, 'record': str(folder.absolute())}
+    if not 0.0 < float(arguments['duration']) < math.inf:
+        raise ValueError(f'duration is {arguments["duration"]} s, the demo needs an end')
     folder.mkdir(parents=True, exist_ok=True)
     for old in ('simulator.npz', 'controller.npz', 'drive.png'):
         (folder / old).unlink(missing_ok=True)
@@ -47,8 +63,12 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
         with np.load(folder / 'simulator.npz') as sim, np.load(folder / 'controller.npz') as ctl:
             simulator, controller = dict(sim), dict(ctl)
     except FileNotFoundError:
-        print((folder / 'launch.log').read_text()[-3000:], file=sys.stderr)
-        print(f'the launch failed with exit code {code}, see above', file=sys.stderr)
+        log = (folder / 'launch.log').read_text().splitlines()
+        wrong = [line for line in log if 'ERROR' in line or 'not started' in line] or log[-20:]
+        print(*(line[:300] for line in wrong), sep='\n', file=sys.stderr)
+        print(
+            f'the launch failed, exit code {code}; all of it: {folder}/launch.log', file=sys.stderr
+        )
         return 1
     print(table(simulator, controller))
     picture = folder / 'drive.png'
@@ -67,7 +87,9 @@ def _launch(arguments: Mapping[str, str], log: Path) -> int:
         'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
         **os.environ,
     }
-    command = [sys.executable, '-m', 'lnn_ros.cli', 'launch', 'sim.launch.xml', *words]
+    # -P: the working directory may be a checkout, whose lnn_ros is not the one that runs here
+    python = [sys.executable, *(['-P'] if sys.version_info >= (3, 11) else [])]
+    command = [*python, '-m', 'lnn_ros.cli', 'launch', str(LAUNCH_FILE), *words]
     duration = float(arguments['duration'])
     with (
         log.open('w') as file,
@@ -92,7 +114,10 @@ def table(simulator: Record, controller: Record) -> str:
     def stream(name: str) -> str:
         dropped = sum(count for key, count in got.items() if key.startswith(f'drop/{name}/'))
         received = got.get(f'received/{name}', 0)
-        return f'{received} received, {sent[f"{name} lost"]} lost on the way, {dropped} dropped'
+        return (
+            f'{sent[name]} sent, {sent[f"{name} lost"]} more lost by the sensor; '
+            f'{received} received, {dropped} dropped'
+        )
 
     interval = 1e3 * controller['dt'][controller['dt'] > 0.0]
     step = 1e6 * controller['step_time']

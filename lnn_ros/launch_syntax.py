@@ -46,7 +46,7 @@ _SCALARS: dict[str, type] = {'str': str, 'bool': bool, 'int': int, 'float': floa
 TYPES = ('yaml', *_SCALARS, *(f'list_of_{name}' for name in _SCALARS))
 
 
-class LaunchError(Exception):
+class LaunchError(RuntimeError):
     """A launch file, or an argument given to it, is wrong: the text says where and why."""
 
 

@@ -235,15 +235,17 @@ class ControllerNode(LifecycleNode):
         if mode in (Mode.WARMUP, Mode.RUNNING):
             self.get_logger().info(change)
         else:  # another line: rclpy ties a severity to the line of code that logs
-            self.get_logger().warning(f'{change}, safe command sent')
+            self.get_logger().warning(f'{change}, safe command sent: {self._controller.why()}')
         self._mode = mode
 
     def _on_silence(self, silence: float) -> None:
         """Send the safe command; called by the watchdog from its own thread."""
         self._commands.publish(self._controller.stop())
-        if self._mode is not Mode.STALE:
+        trigger = self._controller.policy.contract.trigger
+        if self._mode is Mode.WAITING:
+            self.get_logger().info(f'waiting for {trigger} messages', once=True)
+        elif self._mode is not Mode.STALE:
             self._mode = Mode.STALE
-            trigger = self._controller.policy.contract.trigger
             self.get_logger().warning(
                 f'no {trigger} message for {silence:.2f} s (watchdog_timeout), safe command sent'
             )
@@ -359,7 +361,9 @@ class ControllerNode(LifecycleNode):
 
 def live(node: ControllerNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
-    if node.get_parameter('autostart').value:
+    if not node.get_parameter('autostart').value:
+        node.get_logger().info('unconfigured: waits for a lifecycle manager (or set autostart)')
+    else:
         success = TransitionCallbackReturn.SUCCESS
         if node.trigger_configure() != success or node.trigger_activate() != success:
             return 1

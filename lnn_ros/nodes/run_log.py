@@ -20,7 +20,10 @@ class RunLog:
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f'record: no folder {path.parent} can be made ({error})') from None
         self.path = path
         self._columns = {name: array('d') for name in columns}
         self._rows = 0

@@ -68,7 +68,7 @@ def test_bad_policy_fails_to_configure_in_one_line_and_a_repaired_one_configures
     node = start('controller_node', {'policy': str(file)})
     assert not peer.transition('configure')
     assert peer.state() == 'unconfigured'
-    (error,) = node.text().splitlines()
+    (error,) = errors(node.text())
     assert str(file) in error and complaint in error
     shutil.copy(policy, file)
     assert peer.transition('configure')
@@ -81,7 +81,7 @@ def test_without_a_policy_configure_fails_and_the_node_stays(start, peer) -> Non
     for _ in range(2):
         assert not peer.transition('configure')
     assert peer.state() == 'unconfigured'
-    first, second = node.text().splitlines()
+    first, second = errors(node.text())
     assert 'parameter policy is empty' in first and 'parameter policy is empty' in second
     assert node.end() == 0
 

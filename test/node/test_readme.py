@@ -31,3 +31,7 @@ def rows():
 @pytest.mark.parametrize('line', rows())
 def test_readme_describes_every_parameter_as_declared(line):
     assert line in README.read_text().splitlines()
+
+
+def test_readme_has_no_hole_left_to_fill():
+    assert '@' not in README.read_text()

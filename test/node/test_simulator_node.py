@@ -181,7 +181,7 @@ def test_factor_1_is_real_time(simulator, peer) -> None:
     first = len(seen)
     peer.until(lambda: seen[-1][1] > 4.5, 'some more have passed')
     wall, simulated = np.subtract(seen[-1], seen[first])
-    assert 0.8 < simulated / wall < 1.25
+    assert 0.3 < simulated / wall < 2.0  # as wide as a crowded machine needs; lock-step is 5 to 10
 
 
 def test_lock_step_waits_for_the_answer_to_every_sample(simulator, peer, steer) -> None:
