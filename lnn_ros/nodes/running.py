@@ -7,9 +7,16 @@ import sys
 from collections.abc import Callable
 
 import rclpy
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import try_shutdown
+
+from lnn_ros.nodes.parameters import Parameter
+
+EXECUTOR = Parameter(
+    'executor', 'lean', "What calls the node's callbacks: lean, or rclpy's own single_threaded"
+)
 
 
 class Stop:
@@ -30,14 +37,36 @@ class Stop:
         return self.asked
 
 
-def run(live: Callable[[SingleThreadedExecutor, Stop], int], args: list[str] | None) -> None:
+def open_executor(node: Node) -> Executor:
+    """Return the executor that the parameter `executor` names, with the node; a context manager.
+
+    Where the lean one does not fit the rclpy that is installed, it is the single-threaded one.
+
+    Raises:
+        ValueError: when there is no executor of that name.
+    """
+    name = node.get_parameter('executor').value
+    if name not in ('lean', 'single_threaded'):
+        raise ValueError(f"parameter executor is '{name}', there are lean and single_threaded")
+    executor: Executor | None = None
+    if name == 'lean':
+        try:
+            from lnn_ros.nodes.lean_executor import LeanExecutor
+
+            executor = LeanExecutor()
+        except (AttributeError, ImportError, RuntimeError) as error:
+            node.get_logger().warning(f'single_threaded instead of lean executor: {error}')
+    executor = executor or SingleThreadedExecutor()
+    executor.add_node(node)
+    return executor
+
+
+def run(live: Callable[[Stop], int], args: list[str] | None) -> None:
     """Initialise rclpy, let `live` run until it returns an exit code, exit with that."""
     stop = Stop()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    executor = SingleThreadedExecutor()
     try:
-        code = live(executor, stop)
+        code = live(stop)
     finally:
-        executor.shutdown()
         try_shutdown()
     sys.exit(code)
