@@ -37,7 +37,7 @@ from rclpy.waitable import NumberOfEntities
 BATCH = 16
 # While messages come, clients, services, QoS events and actions are looked at this often: to wait
 # for all of them at every message would cost more than to take it. Timers are always prompt.
-LOOK_NS = 20_000_000
+LOOK_NS = 50_000_000
 
 # What is used of rclpy beyond its documented interface; the same in Jazzy and in Kilted.
 _CLASS_INTERNALS = ('_spin_once_impl', 'can_execute', 'wait_for_ready_callbacks')
