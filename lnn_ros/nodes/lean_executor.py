@@ -38,6 +38,7 @@ BATCH = 16
 # While messages come, clients, services, QoS events and actions are looked at this often: to wait
 # for all of them at every message would cost more than to take it. Timers are always prompt.
 LOOK_NS = 50_000_000
+AT_ONCE_NS = 200_000  # a wait that is over in this time did not wait
 
 # What is used of rclpy beyond its documented interface; the same in Jazzy and in Kilted.
 _CLASS_INTERNALS = ('_spin_once_impl', 'can_execute', 'wait_for_ready_callbacks')
@@ -159,7 +160,7 @@ class LeanExecutor(SingleThreadedExecutor):
                 return False
             if taken is None:
                 return False
-            if self._budget > 0:  # there may be more, and to ask is cheaper than to wait
+            if self._budget > 0:  # there may be more, and to take is cheaper than to wait
                 self._budget -= 1
                 self._ready.append(subscription)
             if subscription._callback_type is _MESSAGE_ONLY:
@@ -198,10 +199,11 @@ class LeanExecutor(SingleThreadedExecutor):
                 self._let_go()
         if self._is_shutdown:
             return
-        if not self._context.ok():
+        if wait_set.woken and not self._context.ok():
             raise ExternalShutdownException()
         self._ready.extend(ready)
-        self._budget = BATCH
+        # After a wait that lasted there is one message; to ask for a second would be in vain.
+        self._budget = 0 if wait_set.waited else BATCH
 
     def _let_go(self) -> None:
         if self._wait_set is not None:
@@ -214,6 +216,8 @@ class _KeptWaitSet:
 
     Attributes:
         plain: subscriptions whose callback is no coroutine, by the address of their handle.
+        waited: the last wait lasted.
+        woken: it was ended by a guard condition or by the time, so the context may be gone.
     """
 
     def __init__(self, context: Context, nodes: Iterable[Node], guards: Iterable[Any]) -> None:
@@ -257,6 +261,7 @@ class _KeptWaitSet:
         ]
         self._prompt = sum(refill[:3], [])
         self._all = sum(refill, []) + [(w.add_to_wait_set, wait_set) for w in waitables]
+        self.waited = self.woken = False
         self._flowing = False  # messages come
         self._look_ns = 0  # then, when to look at everything
 
@@ -278,8 +283,8 @@ class _KeptWaitSet:
         """Wait, for ever if the time is negative; return the plain ones and if others are ready."""
         wait_set = self._set
         entities = self._all
+        now_ns = time.monotonic_ns()
         if self._flowing and timeout_ns:
-            now_ns = time.monotonic_ns()
             left_ns = self._look_ns - now_ns
             if left_ns > 0:
                 entities = self._prompt
@@ -290,15 +295,18 @@ class _KeptWaitSet:
         for add, entity in entities:
             add(entity)
         wait_set.wait(timeout_ns)
+        self.waited = time.monotonic_ns() - now_ns > AT_ONCE_NS
         found = wait_set.get_ready_entities('subscription')
         ready = [self.plain[address] for address in found if address in self.plain]
         self._flowing = bool(ready)
         rest = len(ready) < len(found) or bool(wait_set.get_ready_entities('timer'))
-        for address in wait_set.get_ready_entities('guard_condition'):
+        guards = wait_set.get_ready_entities('guard_condition')
+        for address in guards:
             if address in self._guards:
                 # the wait has used the trigger up; with this mark, rclpy triggers it again
                 self._guards[address]._executor_triggered = True
                 rest = True
+        self.woken = bool(guards) or not ready
         if entities is self._all and not rest:
             rest = (
                 bool(wait_set.get_ready_entities('service'))
