@@ -29,6 +29,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import try_shutdown
 from sensor_msgs.msg import Image, Imu
 
+from lnn_ros.share import share_directory
 from lnn_ros.timing import NS_PER_S
 
 IMU_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -150,7 +151,6 @@ def contend(kind: str, executor_name: str, namespace: str) -> None:
 
 def _controller(namespace: str) -> Any:
     from lnn_ros.nodes.controller_node import ControllerNode
-    from lnn_ros.share import share_directory
 
     values = {
         'policy': str(share_directory() / 'policies' / 'car.safetensors'),
@@ -259,6 +259,9 @@ class Opponent:
 def _opponents() -> Iterator[dict[tuple[str, str], Opponent]]:
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
+    # as sim.launch.xml does; otherwise most of the large images would be lost
+    profile = share_directory() / 'config' / 'fastdds.xml'
+    os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(profile))
     rclpy.init()
     try:
         with ExitStack() as stack:
@@ -301,7 +304,8 @@ def measure(seconds: float, repeats: int) -> list[dict[str, Any]]:
 
     rows = []
     for load in LOADS:
-        for ratios, field in ((CPU_RATIOS, 'cpu_us'), (LATENCY_RATIOS, 'p50_us')):
+        latency_ratios = () if load.size else LATENCY_RATIOS  # frames bring no command
+        for ratios, field in ((CPU_RATIOS, 'cpu_us'), (latency_ratios, 'p50_us')):
             for metric, above, below in ratios:
                 pairs = zip(turns[load.name, above], turns[load.name, below], strict=True)
                 values = [getattr(a, field) / getattr(b, field) for a, b in pairs]
