@@ -1,7 +1,6 @@
 """The lean executor over real DDS, on this machine only, beside rclpy's own."""
 
 import math
-import os
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ rclpy = pytest.importorskip('rclpy')
 
 from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.callback_groups import ReentrantCallbackGroup  # noqa: E402
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.lifecycle import LifecycleNode  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
@@ -26,36 +25,13 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 from lnn_ros.nodes.cdr import MessageError, read_imu  # noqa: E402
 from lnn_ros.nodes.lean_executor import LeanExecutor  # noqa: E402
-from lnn_ros.nodes.parameters import declare  # noqa: E402
-from lnn_ros.nodes.running import EXECUTOR, open_executor  # noqa: E402
 
 SENSOR = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 DEADLINE = 10.0  # s; what is waited for takes milliseconds
 
 
-@pytest.fixture(autouse=True, scope='module')
-def ros():
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
-    os.environ.setdefault('ROS_DOMAIN_ID', str(1 + os.getpid() % 100))
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
-
-
-@pytest.fixture
-def node():
-    node = Node(f'subject_{time.monotonic_ns()}')
-    yield node
-    node.destroy_node()
-
-
-@pytest.fixture
-def other():
-    """Return a node that sends; nobody spins it."""
-    node = Node(f'sender_{time.monotonic_ns()}')
-    yield node
-    node.destroy_node()
+pytestmark = pytest.mark.usefixtures('ros')
 
 
 @pytest.fixture
@@ -63,20 +39,6 @@ def executor(node):
     with LeanExecutor() as executor:
         executor.add_node(node)
         yield executor
-
-
-def spin_until(executor, condition):
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, 'in vain'
-        executor.spin_once(timeout_sec=0.05)
-
-
-def connected(publisher, subscriptions=1):
-    end = time.monotonic() + DEADLINE
-    while publisher.get_subscription_count() < subscriptions:
-        assert time.monotonic() < end, 'no discovery'
-        time.sleep(0.01)
 
 
 def numbered(number):
@@ -88,7 +50,9 @@ def numbered(number):
 # messages -----------------------------------------------------------------------------------------
 
 
-def test_messages_come_in_their_order_and_none_is_lost(node, other, executor):
+def test_messages_come_in_their_order_and_none_is_lost(
+    node, other, executor, spin_until, connected
+):
     got = []
     node.create_subscription(Imu, 'imu', lambda m: got.append(m.header.stamp.sec), RELIABLE)
     publisher = other.create_publisher(Imu, 'imu', RELIABLE)
@@ -99,7 +63,7 @@ def test_messages_come_in_their_order_and_none_is_lost(node, other, executor):
     assert got == list(range(500))
 
 
-def test_spin_once_runs_one_callback(node, other, executor):
+def test_spin_once_runs_one_callback(node, other, executor, spin_until, connected):
     got = []
     node.create_subscription(Imu, 'imu', got.append, RELIABLE)
     publisher = other.create_publisher(Imu, 'imu', RELIABLE)
@@ -112,7 +76,9 @@ def test_spin_once_runs_one_callback(node, other, executor):
         executor.spin_once(timeout_sec=1.0)
 
 
-def test_a_callback_with_two_arguments_gets_the_message_info(node, other, executor):
+def test_a_callback_with_two_arguments_gets_the_message_info(
+    node, other, executor, spin_until, connected
+):
     got = []
     node.create_subscription(Imu, 'imu', lambda m, info: got.append((m, info)), SENSOR)
     publisher = other.create_publisher(Imu, 'imu', SENSOR)
@@ -124,7 +90,7 @@ def test_a_callback_with_two_arguments_gets_the_message_info(node, other, execut
 
 
 def test_an_exception_of_a_callback_comes_out_of_spin_and_the_next_message_is_not_lost(
-    node, other, executor
+    node, other, executor, spin_until, connected
 ):
     got = []
 
@@ -153,7 +119,7 @@ def test_an_exception_of_a_timer_comes_out_of_spin(node, executor):
         executor.spin_once(timeout_sec=DEADLINE)
 
 
-def test_it_loses_no_message_at_1_khz_that_the_stock_executor_keeps():
+def test_it_loses_no_message_at_1_khz_that_the_stock_executor_keeps(connected):
     """Both in processes of their own, at once, from one best-effort publisher, depth 50."""
     code = (
         'import sys, rclpy, importlib\n'
@@ -197,7 +163,9 @@ def test_it_loses_no_message_at_1_khz_that_the_stock_executor_keeps():
     assert lean >= min(stock, 2990)
 
 
-def test_hostile_bytes_over_dds_end_as_an_error_of_the_reader(node, other, executor):
+def test_hostile_bytes_over_dds_end_as_an_error_of_the_reader(
+    node, other, executor, spin_until, connected
+):
     results = []
 
     def callback(data):
@@ -249,7 +217,9 @@ class Flow:
         self._process.wait()
 
 
-def test_a_flood_of_5_khz_starves_neither_services_nor_timers_nor_parameters(node, other, executor):
+def test_a_flood_of_5_khz_starves_neither_services_nor_timers_nor_parameters(
+    node, other, executor, spin_until
+):
     counts, waits = Counter(), []
     node.declare_parameter('answer', 0)
     node.create_subscription(Imu, 'flood', lambda _: counts.update(['imu']), SENSOR)
@@ -285,7 +255,7 @@ def test_a_flood_of_5_khz_starves_neither_services_nor_timers_nor_parameters(nod
     assert counts['timer'] > 0.3 * took / 0.02
 
 
-def test_timers_fire_at_their_rate_and_a_cancelled_one_does_not(node, executor):
+def test_timers_fire_at_their_rate_and_a_cancelled_one_does_not(node, executor, spin_until):
     ticks, never = [], []
     node.create_timer(0.05, lambda: ticks.append(time.monotonic()))
     node.create_timer(0.01, lambda: never.append(1)).cancel()
@@ -294,7 +264,7 @@ def test_timers_fire_at_their_rate_and_a_cancelled_one_does_not(node, executor):
     assert not never
 
 
-def test_a_timer_of_1_kHz_does_not_stop_messages(node, other, executor):
+def test_a_timer_of_1_kHz_does_not_stop_messages(node, other, executor, spin_until, connected):
     got = []
     node.create_timer(0.001, lambda: None)
     node.create_subscription(Imu, 'imu', got.append, RELIABLE)
@@ -305,7 +275,7 @@ def test_a_timer_of_1_kHz_does_not_stop_messages(node, other, executor):
     spin_until(executor, lambda: len(got) == 50)
 
 
-def test_guard_conditions_call_back(node, executor):
+def test_guard_conditions_call_back(node, executor, spin_until):
     called = []
     guard = node.create_guard_condition(lambda: called.append(1))
     executor.spin_once(timeout_sec=0.0)
@@ -325,7 +295,9 @@ def test_a_client_gets_its_response(node, other, executor):
     executor.remove_node(other)
 
 
-def test_a_coroutine_may_await_a_service_while_messages_come(node, other, executor):
+def test_a_coroutine_may_await_a_service_while_messages_come(
+    node, other, executor, spin_until, connected
+):
     other.create_service(Trigger, 'call', lambda _, response: response)
     executor.add_node(other)
     client = node.create_client(Trigger, 'call', callback_group=ReentrantCallbackGroup())
@@ -374,7 +346,9 @@ def test_a_lifecycle_node_is_led_through_its_states_from_outside(other):
     subject.destroy_node()
 
 
-def test_sim_time_follows_the_clock_topic_and_drives_timers(node, other, executor):
+def test_sim_time_follows_the_clock_topic_and_drives_timers(
+    node, other, executor, spin_until, connected
+):
     ticks = []
     node.create_timer(1.0, lambda: ticks.append(node.get_clock().now().nanoseconds))
     node.set_parameters([Parameter('use_sim_time', value=True)])
@@ -389,61 +363,7 @@ def test_sim_time_follows_the_clock_topic_and_drives_timers(node, other, executo
     assert ticks == [second * 10**9 for second in range(2, 6)]
 
 
-# entities that come and go ------------------------------------------------------------------------
-
-
-def test_a_subscription_made_in_another_thread_wakes_a_waiting_executor(node, other, executor):
-    got = []
-    publisher = other.create_publisher(Imu, 'late', RELIABLE)
-
-    def add():
-        node.create_subscription(Imu, 'late', got.append, RELIABLE)
-        connected(publisher)
-        publisher.publish(Imu())
-
-    executor.spin_once(timeout_sec=0.0)
-    thread = threading.Thread(target=add)
-    thread.start()
-    executor.spin_once(timeout_sec=DEADLINE)
-    thread.join()
-    spin_until(executor, lambda: got)
-
-
-def test_a_destroyed_subscription_calls_back_no_more_and_is_gone_at_once(node, other, executor):
-    got = []
-    subscription = node.create_subscription(Imu, 'imu', got.append, RELIABLE)
-    publisher = other.create_publisher(Imu, 'imu', RELIABLE)
-    connected(publisher)
-    for number in range(10):
-        publisher.publish(numbered(number))
-    spin_until(executor, lambda: got)
-    node.destroy_subscription(subscription)
-    end = time.monotonic() + DEADLINE
-    while publisher.get_subscription_count():  # although the executor held it, and does not spin
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    executor.spin_once(timeout_sec=0.1)
-    assert len(got) == 1
-
-
-def test_a_subscription_may_destroy_itself_in_its_callback(node, other, executor):
-    got = []
-
-    def callback(message):
-        got.append(message)
-        node.destroy_subscription(subscription)
-
-    subscription = node.create_subscription(Imu, 'imu', callback, RELIABLE)
-    publisher = other.create_publisher(Imu, 'imu', RELIABLE)
-    connected(publisher)
-    for number in range(10):
-        publisher.publish(numbered(number))
-    spin_until(executor, lambda: got)
-    executor.spin_once(timeout_sec=0.1)
-    assert len(got) == 1
-
-
-def test_entities_come_and_go_in_another_thread_during_a_flow(node, executor):
+def test_entities_come_and_go_in_another_thread_during_a_flow(node, executor, spin_until):
     got = []
     node.create_subscription(Imu, 'churned', got.append, SENSOR)
 
@@ -462,106 +382,3 @@ def test_entities_come_and_go_in_another_thread_during_a_flow(node, executor):
         spin_until(executor, lambda: not thread.is_alive())
         before = len(got)
         spin_until(executor, lambda: len(got) > before + 10)
-
-
-def test_a_removed_node_is_not_served(node, other, executor):
-    ticks = []
-    node.create_timer(0.01, lambda: ticks.append(1))
-    spin_until(executor, lambda: ticks)
-    executor.remove_node(node)
-    before = len(ticks)
-    for _ in range(3):
-        executor.spin_once(timeout_sec=0.05)
-    assert len(ticks) == before
-
-
-# waiting and ending -------------------------------------------------------------------------------
-
-
-def test_a_timeout_is_kept_and_costs_no_cpu(executor):
-    executor.spin_once(timeout_sec=0.0)
-    begun, cpu = time.monotonic(), time.thread_time()
-    executor.spin_once(timeout_sec=0.3)
-    assert 0.29 < time.monotonic() - begun < 1.0
-    assert time.thread_time() - cpu < 0.1
-
-
-def test_shutdown_from_another_thread_ends_spin(node):
-    executor = LeanExecutor()
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin)
-    thread.start()
-    time.sleep(0.1)
-    executor.shutdown()
-    thread.join(DEADLINE)
-    assert not thread.is_alive()
-
-
-def test_the_end_of_the_context_is_raised():
-    context = rclpy.Context()
-    context.init()
-    subject = Node('ending', context=context)
-    with LeanExecutor(context=context) as executor:
-        executor.add_node(subject)
-        threading.Timer(0.1, context.try_shutdown).start()
-        with pytest.raises(ExternalShutdownException):
-            executor.spin_once(timeout_sec=DEADLINE)
-
-
-@pytest.mark.parametrize('flow', [False, True])
-def test_sigterm_ends_a_node_promptly(flow, other):
-    code = (
-        'import rclpy, time\n'
-        'from sensor_msgs.msg import Imu\n'
-        'from lnn_ros.nodes.running import EXECUTOR, open_executor, run\n'
-        'from lnn_ros.nodes.parameters import declare\n'
-        'def live(stop):\n'
-        '    node = rclpy.create_node("stopped")\n'
-        '    declare(node, [EXECUTOR])\n'
-        '    node.create_subscription(Imu, "stop_flow", lambda m: None, 10)\n'
-        '    with open_executor(node) as executor:\n'
-        '        print(type(executor).__name__, flush=True)\n'
-        '        while not stop: executor.spin_once(timeout_sec=0.1)\n'
-        '    return 7\n'
-        'run(live, None)\n'
-    )
-    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == 'LeanExecutor\n'
-        publisher = other.create_publisher(Imu, 'stop_flow', 10)
-        connected(publisher)
-        end = time.monotonic() + 0.5
-        while flow and time.monotonic() < end:
-            publisher.publish(Imu())
-            time.sleep(0.001)
-        process.terminate()
-        begun = time.monotonic()
-        assert process.wait(DEADLINE) == 7
-        assert time.monotonic() - begun < 3.0
-    finally:
-        process.kill()
-
-
-@pytest.mark.parametrize(
-    ('value', 'kind'), [('lean', LeanExecutor), ('single_threaded', SingleThreadedExecutor)]
-)
-def test_the_parameter_names_the_executor(value, kind):
-    subject = Node('named', parameter_overrides=[Parameter('executor', value=value)])
-    declare(subject, [EXECUTOR])
-    with open_executor(subject) as executor:
-        assert type(executor) is kind
-    subject.destroy_node()
-
-
-def test_an_unknown_executor_is_refused(node):
-    node.declare_parameter('executor', 'fast')
-    with pytest.raises(ValueError, match="'fast'"):
-        open_executor(node)
-
-
-def test_where_rclpy_differs_the_stock_executor_serves_and_a_line_says_so(node, monkeypatch, capfd):
-    declare(node, [EXECUTOR])
-    monkeypatch.delattr(SingleThreadedExecutor, '_spin_once_impl')
-    with open_executor(node) as executor:
-        assert type(executor) is SingleThreadedExecutor
-    assert capfd.readouterr().err.count('_spin_once_impl') == 1
