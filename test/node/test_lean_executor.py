@@ -255,6 +255,21 @@ def test_a_flood_of_5_khz_starves_neither_services_nor_timers_nor_parameters(
     assert counts['timer'] > 0.3 * took / 0.02
 
 
+def test_services_are_answered_promptly_while_messages_end_every_wait(node, executor, spin_until):
+    got, waits = [], []
+    node.create_subscription(Imu, 'steady', got.append, SENSOR)
+    node.create_service(Trigger, 'call', lambda _, response: response)
+    client = node.create_client(Trigger, 'call')
+    with Flow('steady', 500):
+        spin_until(executor, lambda: len(got) > 20)
+        for _ in range(5):
+            begun = time.monotonic()
+            future = client.call_async(Trigger.Request())
+            executor.spin_until_future_complete(future, timeout_sec=2.0)
+            waits.append(time.monotonic() - begun)
+    assert max(waits) < 0.5  # 0.05 s for the request, 0.05 s for the response
+
+
 def test_timers_fire_at_their_rate_and_a_cancelled_one_does_not(node, executor, spin_until):
     ticks, never = [], []
     node.create_timer(0.05, lambda: ticks.append(time.monotonic()))
