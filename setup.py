@@ -54,7 +54,7 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{package_name}']),
         (f'share/{package_name}', ['package.xml']),
         (f'share/{package_name}/launch', glob('launch/*.launch.xml')),
-        (f'share/{package_name}/config', glob('config/*.yaml')),
+        (f'share/{package_name}/config', glob('config/*.yaml') + ['config/fastdds.xml']),
         (f'share/{package_name}/policies', glob('policies/*.safetensors')),
         # launch and `ros2 run` look for executables here and nowhere else; pip would put
         # console scripts into bin/, so the nodes are files that colcon and pip both install.

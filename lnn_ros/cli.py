@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         _define_launch,
         _define_train,
         _define_evaluate,
+        _define_bench,
         _define_inspect,
         _define_export,
     ):
@@ -200,6 +201,35 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         command = f'lnn_ros evaluate {options.task} --episodes {options.episodes}'
         write_results(options.json, command, seeds, rows)
+    return 0
+
+
+# bench --------------------------------------------------------------------------------------------
+
+
+def _define_bench(commands: Any) -> None:
+    parser = commands.add_parser('bench', help='measure speed beside what others offer')
+    benches = parser.add_subparsers(dest='bench', required=True, metavar='WHAT')
+    node = benches.add_parser('node', help='CPU time and latency of a message, by executor')
+    node.add_argument('--seconds', type=float, default=2.0, help='of one turn of one contender')
+    node.add_argument('--repeats', type=int, default=3, help='turns of each')
+    node.add_argument('--json', type=Path, help='write the figures to this file')
+    node.set_defaults(run=_bench_node)
+
+
+def _bench_node(options: argparse.Namespace) -> int:
+    from lnn_ros.nodes.bench_node import measure
+    from lnn_ros.training.evaluation import write_results
+
+    rows = measure(options.seconds, options.repeats)
+    for row in rows:
+        print(
+            f'{row["name"]:45} {row["metric"]:45} {row["value"]:9.2f} '
+            f'[{row["low"]:9.2f}, {row["high"]:9.2f}] {row["unit"]}'
+        )
+    if options.json:
+        command = f'lnn_ros bench node --seconds {options.seconds} --repeats {options.repeats}'
+        write_results(options.json, command, [], rows)
     return 0
 
 

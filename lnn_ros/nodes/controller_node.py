@@ -21,7 +21,7 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -31,10 +31,11 @@ from std_srvs.srv import Trigger
 
 from lnn_ros import policy as policy_file
 from lnn_ros.controller import Command, Controller, Settings
+from lnn_ros.nodes.cdr import MessageError, read_image, read_imu
 from lnn_ros.nodes.commands import CommandPublisher, limit_parameters, narrowed_limits
 from lnn_ros.nodes.parameters import Parameter, declare
 from lnn_ros.nodes.run_log import RunLog
-from lnn_ros.nodes.running import Stop, run
+from lnn_ros.nodes.running import EXECUTOR, Stop, run
 from lnn_ros.observation import ObservationError
 from lnn_ros.policy import Policy
 from lnn_ros.safety import Mode, Watchdog
@@ -58,6 +59,7 @@ PARAMETERS = (
     Parameter('enable_stamped_cmd_vel', True, 'Publish TwistStamped; false publishes Twist'),
     Parameter('diagnostics_period', 1.0,
               'Time between messages on /diagnostics, s of real time', (0.05, 3600)),
+    EXECUTOR,
     Parameter('record', '', 'Folder to which controller.npz is written at the end; empty: none'),
 )
 # fmt: on
@@ -160,6 +162,7 @@ class ControllerNode(LifecycleNode):
                     incompatible_qos=partial(self._on_incompatible_qos, topic)
                 ),
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                raw=True,  # to build the message object costs more than all that follows
             )
             self._undo.append(partial(self.destroy_subscription, subscription))
 
@@ -176,38 +179,28 @@ class ControllerNode(LifecycleNode):
 
     # message in -----------------------------------------------------------------------------------
 
-    def _on_image(self, message: Image) -> None:
+    def _on_image(self, message: bytes) -> None:
         if not self._active:  # rclpy gates only publishers: callbacks run when inactive, too
             return
         begun = time.perf_counter_ns()
-        stamp = message.header.stamp
-        stamp_ns = stamp.sec * NS_PER_S + stamp.nanosec
         try:
+            image = read_image(message)
             command = self._controller.on_image(
-                message.data,
-                message.height,
-                message.width,
-                message.encoding,
-                message.step,
-                stamp_ns,
+                image.data, image.height, image.width, image.encoding, image.step, image.stamp_ns
             )
-        except ObservationError as error:
+        except (MessageError, ObservationError) as error:
             self.get_logger().error(f'image: {error}', throttle_duration_sec=2.0)
             return
-        self._finish(command, stamp_ns, True, begun)
+        self._finish(command, image.stamp_ns, True, begun)
 
-    def _on_imu(self, message: Imu) -> None:
+    def _on_imu(self, message: bytes) -> None:
         if not self._active:
             return
         begun = time.perf_counter_ns()
-        stamp = message.header.stamp
-        stamp_ns = stamp.sec * NS_PER_S + stamp.nanosec
-        rate, force = message.angular_velocity, message.linear_acceleration
         try:
-            command = self._controller.on_imu(
-                (rate.x, rate.y, rate.z), (force.x, force.y, force.z), stamp_ns
-            )
-        except ObservationError as error:
+            stamp_ns, angular_velocity, linear_acceleration = read_imu(message)
+            command = self._controller.on_imu(angular_velocity, linear_acceleration, stamp_ns)
+        except (MessageError, ObservationError) as error:
             self.get_logger().error(f'imu/data: {error}', throttle_duration_sec=2.0)
             return
         self._finish(command, stamp_ns, False, begun)
@@ -359,7 +352,7 @@ class ControllerNode(LifecycleNode):
         self._diagnostics.publish(message)
 
 
-def live(node: ControllerNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
+def live(node: ControllerNode, executor: Executor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
     if not node.get_parameter('autostart').value:
         node.get_logger().info('unconfigured: waits for a lifecycle manager (or set autostart)')

@@ -10,10 +10,16 @@ from typing import Any, TypeVar
 
 import rclpy
 from rclpy.exceptions import ParameterException
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import try_shutdown
+
+from lnn_ros.nodes.parameters import Parameter
+
+EXECUTOR = Parameter(
+    'executor', 'lean', "What calls the node's callbacks: lean, or rclpy's own single_threaded"
+)
 
 
 class Stop:
@@ -54,12 +60,36 @@ def _serve(
         return response  # as it was made: success=False, or no results
 
 
+def open_executor(node: Node) -> Executor:
+    """Return the executor that the parameter `executor` names, with the node; a context manager.
+
+    Where the lean one does not fit the rclpy that is installed, it is the single-threaded one.
+
+    Raises:
+        ValueError: when there is no executor of that name.
+    """
+    name = node.get_parameter('executor').value
+    if name not in ('lean', 'single_threaded'):
+        raise ValueError(f"parameter executor is '{name}', there are lean and single_threaded")
+    executor: Executor | None = None
+    if name == 'lean':
+        try:
+            from lnn_ros.nodes.lean_executor import LeanExecutor
+
+            executor = LeanExecutor()
+        except (AttributeError, ImportError, RuntimeError) as error:
+            node.get_logger().warning(f'single_threaded instead of lean executor: {error}')
+    executor = executor or SingleThreadedExecutor()
+    executor.add_node(node)
+    return executor
+
+
 N = TypeVar('N', bound=Node)
 
 
 def run(
     make: Callable[[], N],
-    live: Callable[[N, SingleThreadedExecutor, Stop], int],
+    live: Callable[[N, Executor, Stop], int],
     args: list[str] | None,
 ) -> None:
     """Make a node, let `live` run it until it returns an exit code, and exit with that code.
@@ -71,19 +101,18 @@ def run(
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # what --ros-args says cannot be understood
         sys.exit(f'not started: {error}')
-    executor = SingleThreadedExecutor()
     code = 1
     try:
         try:
             node = make()
+            executor = open_executor(node)
         except (ParameterException, ValueError, RuntimeError, OSError) as error:
             print(f'not started: {error}', file=sys.stderr)
         else:
             guard_services(node)
-            executor.add_node(node)
-            code = live(node, executor, stop)
-            node.destroy_node()
+            with executor:
+                code = live(node, executor, stop)
+                node.destroy_node()
     finally:
-        executor.shutdown()
         try_shutdown()
     sys.exit(code)

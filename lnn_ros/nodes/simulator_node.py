@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TwistStamped
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -30,7 +30,7 @@ from sensor_msgs.msg import CameraInfo, Image, Imu
 
 from lnn_ros.nodes.parameters import Parameter, declare
 from lnn_ros.nodes.run_log import RunLog
-from lnn_ros.nodes.running import Stop, run
+from lnn_ros.nodes.running import EXECUTOR, Stop, run
 from lnn_ros.sim.car import ACCEL_NOISE, GYRO_NOISE, CarWorld
 from lnn_ros.sim.episode import LaneScore
 from lnn_ros.sim.expert import PurePursuit
@@ -58,6 +58,7 @@ PARAMETERS = (
               'The car stops when the last command is older, s of simulated time', (0.01, 60)),
     Parameter('duration', 0.0,
               'Ends this long after the first command, s of simulated time; 0: never', (0, 1e6)),
+    EXECUTOR,
     Parameter('record', '', 'Folder to which simulator.npz is written at the end; empty: none'),
 )
 # fmt: on
@@ -140,7 +141,7 @@ class SimulatorNode(Node):
 
     # the world's time -----------------------------------------------------------------------------
 
-    def simulate(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+    def simulate(self, executor: Executor, stop: Stop) -> None:
         """Run until asked to stop or `duration` is over."""
         lock_step = self._value['real_time_factor'] == 0.0
         if lock_step:
@@ -186,7 +187,7 @@ class SimulatorNode(Node):
             if 0.0 < duration <= driven:
                 return
 
-    def _wait_for_controller(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+    def _wait_for_controller(self, executor: Executor, stop: Stop) -> None:
         while not stop:
             heard = self._imu_publisher.get_subscription_count()
             if heard and self.count_publishers(self._command_topic):
@@ -197,7 +198,7 @@ class SimulatorNode(Node):
             )  # fmt: skip
             executor.spin_once(timeout_sec=0.05)
 
-    def _wait_for_command(self, executor: SingleThreadedExecutor, stop: Stop) -> None:
+    def _wait_for_command(self, executor: Executor, stop: Stop) -> None:
         before = self._commands
         deadline = time.monotonic() + self._value['command_deadline']
         while self._commands == before and not stop:
@@ -211,7 +212,7 @@ class SimulatorNode(Node):
                 return
             executor.spin_once(timeout_sec=min(left, 0.1))
 
-    def _spin_until(self, executor: SingleThreadedExecutor, stop: Stop, wall: float) -> None:
+    def _spin_until(self, executor: Executor, stop: Stop, wall: float) -> None:
         while not stop:
             left = wall - time.monotonic()
             executor.spin_once(timeout_sec=min(max(left, 0.0), 0.1))
@@ -311,7 +312,7 @@ def to_time(stamp_ns: int) -> Time:
     return Time(sec=sec, nanosec=nanosec)
 
 
-def live(node: SimulatorNode, executor: SingleThreadedExecutor, stop: Stop) -> int:
+def live(node: SimulatorNode, executor: Executor, stop: Stop) -> int:
     """Run the node until it is asked to stop; return the exit code."""
     node.simulate(executor, stop)
     node.finish()

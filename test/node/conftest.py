@@ -265,3 +265,52 @@ def diagnostics(peer: Peer) -> Callable[[], dict[str, str]]:
         }
 
     return next_one
+
+
+# for the executors' tests: nodes in this process --------------------------------------------------
+
+_DEADLINE = 10.0  # s; what is waited for takes milliseconds
+
+
+@pytest.fixture(scope='module')
+def ros():
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture
+def node(ros):
+    node = Node(f'subject_{time.monotonic_ns()}')
+    yield node
+    node.destroy_node()
+
+
+@pytest.fixture
+def other(ros):
+    """Return a node that sends; nobody spins it."""
+    node = Node(f'sender_{time.monotonic_ns()}')
+    yield node
+    node.destroy_node()
+
+
+@pytest.fixture
+def spin_until():
+    def spin_until(executor, condition):
+        end = time.monotonic() + _DEADLINE
+        while not condition():
+            assert time.monotonic() < end, 'in vain'
+            executor.spin_once(timeout_sec=0.05)
+
+    return spin_until
+
+
+@pytest.fixture
+def connected():
+    def connected(publisher, subscriptions=1):
+        end = time.monotonic() + _DEADLINE
+        while publisher.get_subscription_count() < subscriptions:
+            assert time.monotonic() < end, 'no discovery'
+            time.sleep(0.01)
+
+    return connected
