@@ -219,7 +219,9 @@ def _define_bench(commands: Any) -> None:
 
 def _bench_node(options: argparse.Namespace) -> int:
     from lnn_ros.nodes.bench_node import measure
-    from lnn_ros.training.evaluation import write_results
+
+    if options.json:  # now, lest it is missing at the end
+        from lnn_ros.training.evaluation import write_results
 
     rows = measure(options.seconds, options.repeats)
     for row in rows:

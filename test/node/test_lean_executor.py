@@ -15,7 +15,6 @@ from rcl_interfaces.srv import SetParameters  # noqa: E402
 from rclpy.callback_groups import ReentrantCallbackGroup  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.lifecycle import LifecycleNode  # noqa: E402
-from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
@@ -117,50 +116,6 @@ def test_an_exception_of_a_timer_comes_out_of_spin(node, executor):
     node.create_timer(0.01, callback)
     with pytest.raises(ZeroDivisionError):
         executor.spin_once(timeout_sec=DEADLINE)
-
-
-def test_it_loses_no_message_at_1_khz_that_the_stock_executor_keeps(connected):
-    """Both in processes of their own, at once, from one best-effort publisher, depth 50."""
-    code = (
-        'import sys, rclpy, importlib\n'
-        'from rclpy.qos import QoSProfile, ReliabilityPolicy\n'
-        'from sensor_msgs.msg import Imu\n'
-        'rclpy.init()\n'
-        'node = rclpy.create_node(sys.argv[1].lower())\n'
-        'module = importlib.import_module(sys.argv[2])\n'
-        'got = []\n'
-        'qos = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)\n'
-        'node.create_subscription(Imu, "flow", lambda m: got.append(m.header.stamp.sec), qos)\n'
-        'executor = getattr(module, sys.argv[1])()\n'
-        'executor.add_node(node)\n'
-        'while not got or got[-1] >= 0: executor.spin_once(timeout_sec=1.0)\n'
-        'print(len(got) - 1)\n'
-    )
-    kinds = {
-        'LeanExecutor': 'lnn_ros.nodes.lean_executor',
-        'SingleThreadedExecutor': 'rclpy.executors',
-    }
-    processes = [
-        subprocess.Popen([sys.executable, '-c', code, *kind], stdout=subprocess.PIPE, text=True)
-        for kind in kinds.items()
-    ]
-    sender = Node('flow_sender')
-    try:
-        publisher = sender.create_publisher(Imu, 'flow', SENSOR)
-        connected(publisher, 2)
-        begun = time.monotonic()
-        for number in range(3000):
-            time.sleep(max(begun + number * 1e-3 - time.monotonic(), 0.0))
-            publisher.publish(numbered(number))
-        for _ in range(50):  # the end, and again in case that it is lost
-            time.sleep(0.02)
-            publisher.publish(numbered(-1))
-        lean, stock = (int(process.communicate(timeout=DEADLINE)[0]) for process in processes)
-    finally:
-        for process in processes:
-            process.kill()
-        sender.destroy_node()
-    assert lean >= min(stock, 2990)
 
 
 def test_hostile_bytes_over_dds_end_as_an_error_of_the_reader(
