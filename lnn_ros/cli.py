@@ -165,7 +165,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from lnn_ros import policy as policy_file
-    from lnn_ros.training.evaluation import CONDITIONS, Evaluation, write_results
+    from lnn_ros.results import write_results
+    from lnn_ros.training.evaluation import CONDITIONS, Evaluation
 
     names = options.condition or ['nominal']
     names = list(CONDITIONS) if 'all' in names else names
@@ -218,10 +219,10 @@ def _define_bench(commands: Any) -> None:
 
 
 def _bench_node(options: argparse.Namespace) -> int:
-    from lnn_ros.nodes.bench_node import measure
+    from lnn_ros.nodes.bench import measure
 
     if options.json:  # now, lest it is missing at the end
-        from lnn_ros.training.evaluation import write_results
+        from lnn_ros.results import write_results
 
     rows = measure(options.seconds, options.repeats)
     for row in rows:

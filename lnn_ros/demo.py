@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lnn_ros import launch_xml
-from lnn_ros.share import share_directory
+from lnn_ros.share import module_command, share_directory
 
 Record = Mapping[str, Any]
 
@@ -87,9 +87,7 @@ def _launch(arguments: Mapping[str, str], log: Path) -> int:
         'ROS_DOMAIN_ID': str(1 + os.getpid() % 100),
         **os.environ,
     }
-    # -P: the working directory may be a checkout, whose lnn_ros is not the one that runs here
-    python = [sys.executable, *(['-P'] if sys.version_info >= (3, 11) else [])]
-    command = [*python, '-m', 'lnn_ros.cli', 'launch', str(LAUNCH_FILE), *words]
+    command = [*module_command('lnn_ros.cli'), 'launch', str(LAUNCH_FILE), *words]
     duration = float(arguments['duration'])
     with (
         log.open('w') as file,

@@ -58,3 +58,9 @@ def find_executable(package: str, name: str, environment: Mapping[str, str]) -> 
         f'no executable "{name}" in lib/{package} of {", ".join(prefixes(environment))} '
         f'(package "{package}" is {share}{checkout if (share / "setup.py").is_file() else ""})'
     )
+
+
+def module_command(name: str) -> list[str]:
+    """Return the command that runs a module with this interpreter and this installation."""
+    # -P: the working directory may be a checkout, whose lnn_ros is not the one that runs here
+    return [sys.executable, *(['-P'] if sys.version_info >= (3, 11) else []), '-m', name]

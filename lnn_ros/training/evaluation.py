@@ -1,18 +1,13 @@
-"""Closed-loop evaluation on tracks that training never saw, with intervals and a result file."""
+"""Closed-loop evaluation on tracks that training never saw, with 95 % intervals."""
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lnn_ros import __version__
 from lnn_ros.controller import Controller
 from lnn_ros.policy import Policy
 from lnn_ros.sim.car import CarWorld
@@ -144,18 +139,3 @@ def bootstrap(values: Sequence[float], resamples: int = 10_000) -> tuple[float, 
     means = sample[rng.integers(0, sample.size, (resamples, sample.size))].mean(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(sample.mean()), float(low), float(high)
-
-
-def write_results(
-    path: Path, command: str, seeds: Sequence[int], rows: list[dict[str, Any]]
-) -> None:
-    """Write the result file that every evaluation and benchmark of this package writes."""
-    document = {
-        'command': command,
-        'version': __version__,
-        'date': datetime.now(timezone.utc).isoformat(timespec='seconds'),
-        'machine': f'{platform.machine()} {platform.system()}, Python {platform.python_version()}',
-        'seeds': list(seeds),
-        'rows': rows,
-    }
-    path.write_text(json.dumps(document, indent=1) + '\n')

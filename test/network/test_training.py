@@ -14,6 +14,7 @@ from lnn_ros.controller import Controller
 from lnn_ros.core import open_engine
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.policy import PolicyError
+from lnn_ros.results import write_results
 from lnn_ros.share import share_directory
 from lnn_ros.sim.car import CarWorld
 from lnn_ros.sim.episode import LaneScore
@@ -24,7 +25,6 @@ from lnn_ros.training.evaluation import (
     Evaluation,
     bootstrap,
     wilson,
-    write_results,
 )
 from lnn_ros.training.imitation import Recipe, Trainer, load_recipe
 

@@ -149,17 +149,18 @@ def test_sigterm_ends_a_node_promptly(flow, other, connected):
     code = (
         'import rclpy, time\n'
         'from sensor_msgs.msg import Imu\n'
-        'from lnn_ros.nodes.running import EXECUTOR, open_executor, run\n'
+        'from lnn_ros.nodes.running import EXECUTOR, run\n'
         'from lnn_ros.nodes.parameters import declare\n'
-        'def live(stop):\n'
+        'def make():\n'
         '    node = rclpy.create_node("stopped")\n'
         '    declare(node, [EXECUTOR])\n'
         '    node.create_subscription(Imu, "stop_flow", lambda m: None, 10)\n'
-        '    with open_executor(node) as executor:\n'
-        '        print(type(executor).__name__, flush=True)\n'
-        '        while not stop: executor.spin_once(timeout_sec=0.1)\n'
+        '    return node\n'
+        'def live(node, executor, stop):\n'
+        '    print(type(executor).__name__, flush=True)\n'
+        '    while not stop: executor.spin_once(timeout_sec=0.1)\n'
         '    return 7\n'
-        'run(live, None)\n'
+        'run(make, live, None)\n'
     )
     process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
     try:

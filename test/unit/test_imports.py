@@ -81,7 +81,7 @@ def test_part_imports_only_what_its_rule_allows(part):
         ('ncps', ('lnn_ros.liquid.ncps_bridge',)),
         ('mujoco', ('lnn_ros.sim',)),
         ('safetensors', ('lnn_ros.policy',)),
-        ('lnn_ros.nodes', ('lnn_ros.nodes',)),
+        ('lnn_ros.nodes', ('lnn_ros.nodes', 'lnn_ros.cli')),  # bench node
         *((package, ('lnn_ros.nodes',)) for package in sorted(ROS)),
     ],
 )

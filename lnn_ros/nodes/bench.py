@@ -29,7 +29,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import try_shutdown
 from sensor_msgs.msg import Image, Imu
 
-from lnn_ros.share import share_directory
+from lnn_ros.share import module_command, share_directory
 from lnn_ros.timing import NS_PER_S
 
 IMU_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -185,7 +185,7 @@ class Opponent:
 
     def __init__(self, node: Node, contender: tuple[str, str], namespace: str) -> None:
         self._contender = contender
-        command = [sys.executable, '-m', 'lnn_ros.nodes.bench_node', *contender, namespace]
+        command = [*module_command('lnn_ros.nodes.bench'), *contender, namespace]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
