@@ -2,6 +2,7 @@
 # make train    train the car's policy (installs torch)
 # make test     ruff, mypy and all tests
 # make lint     ruff and mypy
+# make bench    the compiled core beside torch, ncps and numpy; counts instructions
 # make wheel    build dist/*.whl, compiled core included
 # make clean    remove .venv and everything built
 # PYTHON=...  the Python for .venv (3.10-3.13)      TORCH=...  which torch to install
@@ -27,7 +28,7 @@ train := $(VENV)/.installed-train
 dev := $(VENV)/.installed-train,dev
 
 .SILENT:
-.PHONY: help demo train test lint wheel clean egl
+.PHONY: help demo train test lint bench wheel clean egl
 
 help:
 	sed -n '/^# /!q; s/^# //p' Makefile
@@ -44,6 +45,9 @@ test: egl lint
 lint: $(dev)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
+
+bench: $(dev)
+	$(VENV)/bin/python benchmarks/core.py
 
 wheel: | $(venv)
 	rm -rf build/lib* build/bdist*
