@@ -1,0 +1,202 @@
+"""The networks that `lnn_ros bench rates` compares: a recurrent part and one readout for all.
+
+Sequences are time-major here, (steps, batch, ...), since the loop runs over time. Whatever does not
+depend on the state is computed before the loop, for all nets alike. Everything works under
+`torch.vmap`, so that the seeds of a net train side by side at about the price of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lnn_ros.liquid.cells import Cell
+from lnn_ros.liquid.network import exact_param_count
+from lnn_ros.liquid.sequence import unroll
+
+INPUTS, OUTPUTS = 2, 4
+
+
+@dataclass(frozen=True)
+class SubSteps:
+    """The sub-steps of a whole batch in one row, so that no sample waits for another's.
+
+    A sample of 1 s among others of 10 ms would make `Solver.advance` compute 20 sub-steps for all
+    of them; here each sequence goes on with its own next sub-step, and only the shorter sequences
+    pad, with widths of 0.
+
+    Attributes:
+        interval: (sub-steps, batch), which interval each belongs to.
+        middle: (sub-steps, batch, 1), its middle as a fraction of that interval.
+        width: (sub-steps, batch, 1) seconds.
+        last: (steps, batch), the last sub-step of each interval.
+    """
+
+    interval: Tensor
+    middle: Tensor
+    width: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, dt: Tensor, max_step: float, unfolds: int) -> SubSteps:
+        """Divide intervals (steps, batch), in seconds, as `Solver` does for `exact` and `fused`."""
+        steps, batch = dt.shape
+        count = torch.ceil(dt * ((1.0 - 1e-6) / max_step)).clamp_(min=unfolds).long()
+        end = count.cumsum(dim=0)
+        row = torch.arange(int(end[-1].max())).unsqueeze(1).expand(-1, batch).contiguous()
+        interval = torch.searchsorted(end.T.contiguous(), row.T.contiguous(), right=True).T
+        padding = interval == steps
+        interval = interval.clamp(max=steps - 1)
+        of = count.gather(0, interval)
+        middle = (row - (end - count).gather(0, interval) + 0.5) / of
+        width = (dt.gather(0, interval) / of).masked_fill(padding, 0.0)
+        return cls(interval, middle.unsqueeze(-1), width.unsqueeze(-1), end - 1)
+
+
+class Net(nn.Module):
+    """Readout of [state, newest input]; a subclass gives the states."""
+
+    def __init__(self, features: int, readout: int) -> None:
+        super().__init__()
+        self.readout = nn.Sequential(
+            nn.Linear(features + INPUTS, readout), nn.SiLU(), nn.Linear(readout, OUTPUTS)
+        )
+
+    def plan(self, dt: Tensor, unfolds: int = 1) -> Any:
+        """Return what `states` needs of dt (steps, batch); it is the same for all seeds.
+
+        A net with a solver takes at least `unfolds` sub-steps.
+        """
+        return dt
+
+    def states(self, u: Tensor, plan: Any) -> Tensor:
+        """Return (steps, batch, features) for u (steps, batch, 2), which was 0 before it."""
+        raise NotImplementedError
+
+    def forward(self, u: Tensor, plan: Any) -> Tensor:
+        """Return the outputs (steps, batch, 4)."""
+        return self.readout(torch.cat((self.states(u, plan), u), dim=-1))
+
+
+class Liquid(Net):
+    """One of our cells, or several on top of each other, behind an optional input mapping.
+
+    Args:
+        cells: the first takes the mapped input, each other the states before it; all have solvers
+            `exact` or `fused`.
+        hold: of the mapped input, see `lnn_ros.liquid.sequence.HOLDS`.
+        mapping: (..., 2) -> (..., inputs of the first cell), or None.
+        readout: width of the readout.
+    """
+
+    def __init__(
+        self, cells: list[Cell], hold: str, mapping: nn.Module | None = None, readout: int = 32
+    ) -> None:
+        super().__init__(sum(cell.units for cell in cells), readout)
+        self.mapping = mapping or nn.Identity()
+        self.cells: Any = nn.ModuleList(cells)
+        self.hold = hold
+
+    def plan(self, dt: Tensor, unfolds: int = 1) -> SubSteps | Tensor:
+        solver = self.cells[0].solver
+        if solver.name not in ('exact', 'fused'):
+            return dt
+        return SubSteps.of(dt, solver.max_step, max(unfolds, solver.unfolds))
+
+    def states(self, u: Tensor, plan: SubSteps | Tensor) -> Tensor:
+        x, before = self.mapping(u), self.mapping(torch.zeros_like(u[:1]))
+        states = []
+        for cell in self.cells:
+            x = self._run(cell, x, before, plan)
+            before = torch.zeros_like(x[:1])
+            states.append(x)
+        return torch.cat(states, dim=-1)
+
+    def _run(self, cell: Cell, x: Tensor, before: Tensor, plan: SubSteps | Tensor) -> Tensor:
+        if isinstance(plan, Tensor):
+            previous = before[0].expand_as(x[0])
+            states = unroll(cell, x.transpose(0, 1), plan.T, hold=self.hold, before=previous)
+            return states.transpose(0, 1)
+        index = plan.interval.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+        earlier = torch.cat((before.expand_as(x[:1]), x[:-1]))
+        if self.hold == 'linear':
+            acting = torch.lerp(earlier.gather(0, index), x.gather(0, index), plan.middle)
+        else:
+            acting = (x if self.hold == 'current' else earlier).gather(0, index)
+        driven = cell.driven_by(acting)
+        h, after = x.new_zeros(x.shape[1], cell.units), []
+        exact = cell.solver.name == 'exact'
+        for k in range(len(driven)):
+            rate, equilibrium = cell.field(driven[k], h)
+            x_rate = plan.width[k] * rate
+            kept = torch.exp(-x_rate) if exact else 1.0 / (1.0 + x_rate)
+            h = equilibrium + (h - equilibrium) * kept
+            after.append(h)
+        last = plan.last.unsqueeze(-1).expand(-1, -1, cell.units)
+        return torch.stack(after).gather(0, last)
+
+
+def mlp(width: int, outputs: int) -> nn.Module:
+    """Return an input mapping."""
+    return nn.Sequential(nn.Linear(INPUTS, width), nn.SiLU(), nn.Linear(width, outputs))
+
+
+class GRU(Net):
+    """Cho et al. 2014, as in torch; with dt it also sees dt in seconds and log(dt / 0.1 s)."""
+
+    def __init__(self, units: int, with_dt: bool, readout: int = 32) -> None:
+        super().__init__(units, readout)
+        self.with_dt = with_dt
+        # it holds the parameters and their initialisation; torch.vmap cannot run it
+        self.cell = nn.GRUCell(INPUTS + 2 * with_dt, units)
+
+    def states(self, u: Tensor, plan: Tensor) -> Tensor:
+        if self.with_dt:
+            dt = plan.unsqueeze(-1)
+            u = torch.cat((u, dt, torch.log(dt / 0.1)), dim=-1)
+        cell, states = self.cell, []
+        inputs = linear(u, cell.weight_ih, cell.bias_ih)
+        h = u.new_zeros(u.shape[1], cell.hidden_size)
+        for k in range(len(u)):
+            reset, update, new = inputs[k].chunk(3, dim=-1)
+            of_reset, of_update, of_new = linear(h, cell.weight_hh, cell.bias_hh).chunk(3, dim=-1)
+            z = torch.sigmoid(update + of_update)
+            h = torch.lerp(torch.tanh(new + torch.sigmoid(reset + of_reset) * of_new), h, z)
+            states.append(h)
+        return torch.stack(states)
+
+
+class CfC(Net):
+    """The closed-form continuous cell of ncps 1.0.1, its backbone as wide as its state."""
+
+    def __init__(self, units: int, readout: int = 32) -> None:
+        from ncps.torch import CfCCell
+
+        super().__init__(units, readout)
+        self.units = units
+        self.cell = CfCCell(INPUTS, units, backbone_units=units, backbone_layers=1)
+
+    def states(self, u: Tensor, plan: Tensor) -> Tensor:
+        h, states = u.new_zeros(u.shape[1], self.units), []
+        for k in range(len(u)):
+            # (batch, 1): with the (batch,) that its own loop makes, ncps raises or is wrong
+            h = self.cell(u[k], h, plan[k].unsqueeze(-1))[1]
+            states.append(h)
+        return torch.stack(states)
+
+
+def matched(make: Callable[[int], Net], parameters: int) -> int:
+    """Return the number of units that brings a net closest to a parameter count."""
+
+    def distance(units: int) -> int:
+        return abs(exact_param_count(make(units)) - parameters)
+
+    best = 2
+    while distance(best + 1) < distance(best):
+        best += 1
+    return best
