@@ -20,7 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog='lnn_ros', description='Drive robots with Liquid Time-Constant networks under ROS 2.'
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for define in (_define_demo, _define_launch, _define_train, _define_evaluate, _define_inspect):
+    for define in (
+        _define_demo,
+        _define_launch,
+        _define_train,
+        _define_evaluate,
+        _define_inspect,
+        _define_bench,
+    ):
         define(commands)
     options = parser.parse_args(arguments)
     logging.basicConfig(format='%(message)s')
@@ -192,6 +199,38 @@ def _inspect(options: argparse.Namespace) -> int:
 
     policy = policy_file.load(options.policy)
     print(json.dumps({'parameters': policy.parameters, **asdict(policy.contract)}, indent=2))
+    return 0
+
+
+# bench --------------------------------------------------------------------------------------------
+
+
+def _define_bench(commands: Any) -> None:
+    benches = commands.add_parser('bench', help='measure what the documentation claims')
+    of = benches.add_subparsers(dest='bench', required=True, metavar='WHAT')
+    parser = of.add_parser('rates', help='networks at sampling rates they did not train at')
+    parser.add_argument('--quick', action='store_true', help='two iterations: does it run?')
+    parser.add_argument(
+        '--seconds', type=float, default=100.0, help='CPU time to train a net (all its seeds)'
+    )
+    parser.add_argument('--processes', type=int, default=1, help='nets trained side by side')
+    parser.add_argument('--json', type=Path, help='write the figures to this file')
+    parser.add_argument('--plot', type=Path, help='draw error over rate into this file')
+    parser.set_defaults(run=_bench_rates)
+
+
+def _bench_rates(options: argparse.Namespace) -> int:
+    from lnn_ros.training import rates, rates_report
+    from lnn_ros.training.evaluation import write_results
+
+    effort = rates.QUICK if options.quick else rates.Effort(cpu_seconds=options.seconds)
+    rows = rates.run(effort, options.processes)
+    print(rates_report.table(rows))
+    if options.json:
+        arguments = '--quick' if options.quick else f'--seconds {options.seconds:g}'
+        write_results(options.json, f'lnn_ros bench rates {arguments}', effort.seeds, rows)
+    if options.plot:
+        rates_report.plot(rows, options.plot)
     return 0
 
 

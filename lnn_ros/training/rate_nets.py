@@ -59,12 +59,17 @@ class SubSteps:
 
 
 class Net(nn.Module):
-    """Readout of [state, newest input]; a subclass gives the states."""
+    """Readout of [state, newest input]; a subclass gives the states.
 
-    def __init__(self, features: int, readout: int) -> None:
+    Args:
+        features: size of the states.
+        readout: [state, input] -> outputs; None for the one of this benchmark, 32 wide inside.
+    """
+
+    def __init__(self, features: int, readout: nn.Module | None = None) -> None:
         super().__init__()
-        self.readout = nn.Sequential(
-            nn.Linear(features + INPUTS, readout), nn.SiLU(), nn.Linear(readout, OUTPUTS)
+        self.readout = readout or nn.Sequential(
+            nn.Linear(features + INPUTS, 32), nn.SiLU(), nn.Linear(32, OUTPUTS)
         )
 
     def plan(self, dt: Tensor, unfolds: int = 1) -> Any:
@@ -75,11 +80,11 @@ class Net(nn.Module):
         return dt
 
     def states(self, u: Tensor, plan: Any) -> Tensor:
-        """Return (steps, batch, features) for u (steps, batch, 2), which was 0 before it."""
+        """Return (steps, batch, features) for u (steps, batch, inputs), which was 0 before."""
         raise NotImplementedError
 
     def forward(self, u: Tensor, plan: Any) -> Tensor:
-        """Return the outputs (steps, batch, 4)."""
+        """Return the outputs (steps, batch, outputs)."""
         return self.readout(torch.cat((self.states(u, plan), u), dim=-1))
 
 
@@ -90,12 +95,16 @@ class Liquid(Net):
         cells: the first takes the mapped input, each other the states before it; all have solvers
             `exact` or `fused`.
         hold: of the mapped input, see `lnn_ros.liquid.sequence.HOLDS`.
-        mapping: (..., 2) -> (..., inputs of the first cell), or None.
-        readout: width of the readout.
+        mapping: (..., inputs) -> (..., inputs of the first cell), or None.
+        readout: see `Net`.
     """
 
     def __init__(
-        self, cells: list[Cell], hold: str, mapping: nn.Module | None = None, readout: int = 32
+        self,
+        cells: list[Cell],
+        hold: str,
+        mapping: nn.Module | None = None,
+        readout: nn.Module | None = None,
     ) -> None:
         super().__init__(sum(cell.units for cell in cells), readout)
         self.mapping = mapping or nn.Identity()
@@ -149,11 +158,13 @@ def mlp(width: int, outputs: int) -> nn.Module:
 class GRU(Net):
     """Cho et al. 2014, as in torch; with dt it also sees dt in seconds and log(dt / 0.1 s)."""
 
-    def __init__(self, units: int, with_dt: bool, readout: int = 32) -> None:
+    def __init__(
+        self, units: int, with_dt: bool, inputs: int = INPUTS, readout: nn.Module | None = None
+    ) -> None:
         super().__init__(units, readout)
         self.with_dt = with_dt
         # it holds the parameters and their initialisation; torch.vmap cannot run it
-        self.cell = nn.GRUCell(INPUTS + 2 * with_dt, units)
+        self.cell = nn.GRUCell(inputs + 2 * with_dt, units)
 
     def states(self, u: Tensor, plan: Tensor) -> Tensor:
         if self.with_dt:
@@ -174,10 +185,10 @@ class GRU(Net):
 class CfC(Net):
     """The closed-form continuous cell of ncps 1.0.1, its backbone as wide as its state."""
 
-    def __init__(self, units: int, readout: int = 32) -> None:
+    def __init__(self, units: int) -> None:
         from ncps.torch import CfCCell
 
-        super().__init__(units, readout)
+        super().__init__(units)
         self.units = units
         self.cell = CfCCell(INPUTS, units, backbone_units=units, backbone_layers=1)
 

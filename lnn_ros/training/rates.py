@@ -12,7 +12,6 @@ train in, its seeds side by side; the learning rate is the best of those tried f
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.util
 import logging
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.functional import mse_loss
 
 from lnn_ros.liquid.cells import LiquidCell, NeuralLTC, SynapticLTC
 from lnn_ros.liquid.network import exact_param_count
@@ -34,6 +33,7 @@ from lnn_ros.liquid.solvers import SOLVERS, Solver
 from lnn_ros.liquid.wiring import FullyConnected
 from lnn_ros.training import known_system as system
 from lnn_ros.training.rate_nets import GRU, INPUTS, CfC, Liquid, Net, matched, mlp
+from lnn_ros.training.side_by_side import SideBySide
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ REGIMES = ('10Hz', 'jittered')
 PARAMETERS = 2500
 TAU_RANGE = (0.05, 5.0)
 MAX_STEP = 0.1
-FINER = (1, 1, 1, 4)
+FINER = (1, 1, 1, 1, 1, 4)
 """Sub-steps in turn, at least, while a liquid net trains. Seeing some of its batches in finer
 sub-steps keeps it from fitting the error of its own solver, which is another at other rates."""
 FEATURES = 8
@@ -69,7 +69,8 @@ def neural(units: int) -> Net:
 
 
 def synaptic(units: int) -> Net:
-    return Liquid([_synapses(units, TAU_RANGE, Solver('exact', MAX_STEP))], 'linear')
+    cell = _synapses(FEATURES, units, Solver('exact', MAX_STEP))
+    return Liquid([cell], 'linear', mlp(2 * FEATURES, FEATURES))
 
 
 def liquid_cell(units: int) -> Net:
@@ -82,13 +83,13 @@ def ncps_ltc(units: int) -> Net:
     Ours stands in for it, since torch.vmap cannot reach the parameters that ncps holds twice;
     test/network/test_ncps_bridge.py holds the two to equal outputs.
     """
-    cell = _synapses(units, TAU_RANGE, Solver('fused', math.inf, unfolds=6))
+    cell = _synapses(INPUTS, units, Solver('fused', math.inf, unfolds=6))
     cell.raw_cm.data.uniform_(0.4, 0.6).expm1_().log_()  # its cm, through the inverse of softplus
     return Liquid([cell], 'current')
 
 
-def _synapses(units: int, tau_range: tuple[float, float], solver: Solver) -> SynapticLTC:
-    cell = SynapticLTC(FullyConnected(INPUTS, units), tau_range, solver)
+def _synapses(inputs: int, units: int, solver: Solver) -> SynapticLTC:
+    cell = SynapticLTC(FullyConnected(inputs, units), TAU_RANGE, solver)
     # the readout sees all states and scales them itself
     cell.output_w.requires_grad_(False)
     cell.output_b.requires_grad_(False)
@@ -99,10 +100,10 @@ CONTENDERS = {
     'neural': Contender(neural, 0.06),
     'synaptic': Contender(synaptic, 0.03),
     'liquid_cell': Contender(liquid_cell, 0.06),
-    'ncps_ltc': Contender(ncps_ltc, 0.03),
+    'ncps_ltc': Contender(ncps_ltc, 0.1),
     'ncps_cfc': Contender(CfC, 0.008, needs_ncps=True),
-    'gru': Contender(lambda units: GRU(units, with_dt=False), 0.06),
-    'gru_dt': Contender(lambda units: GRU(units, with_dt=True), 0.06),
+    'gru': Contender(lambda units: GRU(units, with_dt=False), 0.1),
+    'gru_dt': Contender(lambda units: GRU(units, with_dt=True), 0.1),
 }
 
 
@@ -131,7 +132,7 @@ class Effort:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
 
-QUICK = Effort(8, 4, 4, 6.0, 3.0, 8, 60.0, 2, (0, 1))
+QUICK = Effort(8, 2, 4, 4.0, 2.0, 4, 60.0, 2, (0, 1))
 
 
 @dataclass
@@ -189,37 +190,24 @@ def train(
     for seed in effort.seeds:
         torch.manual_seed(seed)
         nets.append(contender.make(units))
-    base = copy.deepcopy(nets[0])
-    stacked, buffers = stack_module_state(nets)
-    learnt = {name: p for name, p in stacked.items() if p.requires_grad}
-    fixed = {**buffers, **{k: p for k, p in stacked.items() if not p.requires_grad}}
-    for name, p in base.named_parameters():
-        if not p.requires_grad:
-            fixed[name] = p.detach().expand(len(nets), *p.shape)
-            learnt.pop(name, None)
-
-    def loss_of(learnt: Any, fixed: Any, u: Tensor, y: Tensor, plan: Any) -> Tensor:
-        return (functional_call(base, (learnt, fixed), (u, plan)) - y).square().mean()
-
-    losses = vmap(loss_of, in_dims=(0, 0, 0, 0, None))
-    optimiser = torch.optim.Adam(learnt.values(), lr=0.0)
+    together = SideBySide(list(nets), mse_loss)
     begun, iteration = time.process_time(), 0
     for u, y, dt in _batches(regime, data, effort):
         done = (time.process_time() - begun) / effort.cpu_seconds
         if done >= 1.0 or iteration >= effort.iterations:
             break
-        warm_up = min(done / 0.05, 1.0)
-        cosine = 0.5 + 0.5 * math.cos(math.pi * done)
-        optimiser.param_groups[0]['lr'] = contender.learning_rate * warm_up * cosine
-        plan = base.plan(dt, FINER[iteration % len(FINER)])
-        optimiser.zero_grad()
-        losses(learnt, fixed, u, y, plan).sum().backward()
-        _clip([p.grad for p in learnt.values() if p.grad is not None], len(nets))
-        optimiser.step()
+        learning_rate = contender.learning_rate * schedule(done)
+        plan = nets[0].plan(dt, FINER[iteration % len(FINER)])
+        together.step(learning_rate, u, y, plan)
         iteration += 1
     for i, net in enumerate(nets):
-        net.load_state_dict({name: value[i] for name, value in {**fixed, **learnt}.items()})
+        net.load_state_dict(together.state(i))
     return nets, iteration, time.process_time() - begun
+
+
+def schedule(done: float) -> float:
+    """Return the factor on a learning rate at a share 0 ... 1 of the training."""
+    return min(done / 0.05, 1.0) * (0.5 + 0.5 * math.cos(math.pi * done))
 
 
 def _batches(regime: str, data: Data, effort: Effort) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -237,14 +225,6 @@ def _batches(regime: str, data: Data, effort: Effort) -> Iterator[tuple[Tensor, 
         rows = np.stack([rng.integers(0, len(data.u), (1, effort.batch)) for rng in draws])
         place = (torch.tensor(rows), torch.tensor(ticks.T).unsqueeze(0))
         yield data.u[place], data.y[place], torch.tensor(dt, dtype=torch.float32)
-
-
-def _clip(gradients: list[Tensor], seeds: int) -> None:
-    """Scale the gradients of each seed, the first axis, to a norm of 1 at most."""
-    norm = sum(g.reshape(seeds, -1).square().sum(dim=1) for g in gradients)
-    scale = torch.as_tensor(norm).sqrt().clamp(min=1.0).reciprocal()
-    for g in gradients:
-        g.mul_(scale.view(-1, *[1] * (g.dim() - 1)))
 
 
 def row(name: str, metric: str, values: Sequence[float], unit: str = '1') -> dict[str, Any]:
