@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lnn_ros.liquid.cells import Cell
+from lnn_ros.liquid.cells import Cell, NeuralLTC
 from lnn_ros.liquid.network import exact_param_count
 from lnn_ros.liquid.sequence import unroll
+from lnn_ros.training import neural_scan
 
 INPUTS, OUTPUTS = 2, 4
 
@@ -138,15 +139,17 @@ class Liquid(Net):
         else:
             acting = (x if self.hold == 'current' else earlier).gather(0, index)
         driven = cell.driven_by(acting)
-        h, after = x.new_zeros(x.shape[1], cell.units), []
+        last = plan.last.unsqueeze(-1).expand(-1, -1, cell.units)
         exact = cell.solver.name == 'exact'
+        if exact and isinstance(cell, NeuralLTC):
+            return neural_scan.run(cell, driven, plan.width).gather(0, last)
+        h, after = x.new_zeros(x.shape[1], cell.units), []
         for k in range(len(driven)):
             rate, equilibrium = cell.field(driven[k], h)
             x_rate = plan.width[k] * rate
             kept = torch.exp(-x_rate) if exact else 1.0 / (1.0 + x_rate)
             h = equilibrium + (h - equilibrium) * kept
             after.append(h)
-        last = plan.last.unsqueeze(-1).expand(-1, -1, cell.units)
         return torch.stack(after).gather(0, last)
 
 

@@ -44,17 +44,25 @@ PARAMETERS = 2500
 TAU_RANGE = (0.05, 5.0)
 MAX_STEP = 0.1
 FINER = (1, 1, 1, 1, 1, 4)
-"""Sub-steps in turn, at least, while a liquid net trains. Seeing some of its batches in finer
-sub-steps keeps it from fitting the error of its own solver, which is another at other rates."""
+"""Finer sub-steps in some batches keep a liquid net from fitting the error of its own solver, which
+is another at other rates."""
 FEATURES = 8
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A net to compare: made with a number of units, trained with Adam at a learning rate."""
+    """A net to compare.
+
+    Attributes:
+        make: makes it with a number of units.
+        learning_rate: of Adam.
+        finer: least sub-steps of an interval, batch by batch in turn.
+        needs_ncps: whether it is one of ncps's own.
+    """
 
     make: Callable[[int], Net]
     learning_rate: float
+    finer: tuple[int, ...] = (1,)
     needs_ncps: bool = False
 
     def units(self) -> int:
@@ -97,8 +105,8 @@ def _synapses(inputs: int, units: int, solver: Solver) -> SynapticLTC:
 
 
 CONTENDERS = {
-    'neural': Contender(neural, 0.06),
-    'synaptic': Contender(synaptic, 0.03),
+    'neural': Contender(neural, 0.06, FINER),
+    'synaptic': Contender(synaptic, 0.03, FINER),
     'liquid_cell': Contender(liquid_cell, 0.06),
     'ncps_ltc': Contender(ncps_ltc, 0.1),
     'ncps_cfc': Contender(CfC, 0.008, needs_ncps=True),
@@ -197,7 +205,7 @@ def train(
         if done >= 1.0 or iteration >= effort.iterations:
             break
         learning_rate = contender.learning_rate * schedule(done)
-        plan = nets[0].plan(dt, FINER[iteration % len(FINER)])
+        plan = nets[0].plan(dt, contender.finer[iteration % len(contender.finer)])
         together.step(learning_rate, u, y, plan)
         iteration += 1
     for i, net in enumerate(nets):

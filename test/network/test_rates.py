@@ -10,7 +10,7 @@ from lnn_ros.cli import main
 from lnn_ros.liquid.network import exact_param_count
 from lnn_ros.liquid.solvers import Solver
 from lnn_ros.training import known_system as system
-from lnn_ros.training import rate_nets, rates
+from lnn_ros.training import neural_scan, rate_nets, rates
 
 
 def test_recording_is_the_stated_system_integrated_finely():
@@ -142,3 +142,22 @@ def test_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path, capsys):
     assert all(np.isfinite(row['value']) for row in document['rows'])
     assert '| neural' in capsys.readouterr().out
     assert plot.stat().st_size > 1000
+
+
+def test_written_out_gradient_of_the_neural_scan_is_right_also_under_vmap():
+    torch.manual_seed(0)
+    steps, batch, units = 4, 2, 3
+    sizes = [(steps, batch, units)] * 3 + [(units, units), (units,), (units,)]
+    arguments = [torch.randn(2, *s, dtype=torch.float64).requires_grad_() for s in sizes]
+
+    def states(*arguments):
+        into_gate, current, decay, weight, gain, reversal = arguments
+        return neural_scan._Scan.apply(
+            into_gate, current, -decay.square(), weight, gain.exp(), reversal
+        )[0]
+
+    assert torch.autograd.gradcheck(states, [a[0] for a in arguments])
+    together = torch.func.vmap(states)(*arguments)
+    for i in range(2):
+        torch.testing.assert_close(together[i], states(*(a[i] for a in arguments)))
+    assert torch.autograd.gradcheck(torch.func.vmap(states), arguments)
