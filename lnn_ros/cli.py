@@ -211,7 +211,7 @@ def _define_bench(commands: Any) -> None:
     parser = of.add_parser('rates', help='networks at sampling rates they did not train at')
     parser.add_argument('--quick', action='store_true', help='two iterations: does it run?')
     parser.add_argument(
-        '--seconds', type=float, default=100.0, help='CPU time to train a net (all its seeds)'
+        '--seconds', type=float, default=60.0, help='CPU time to train a net (all its seeds)'
     )
     parser.add_argument('--processes', type=int, default=1, help='nets trained side by side')
     parser.add_argument('--json', type=Path, help='write the figures to this file')

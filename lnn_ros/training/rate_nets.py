@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, softplus
 
-from lnn_ros.liquid.cells import Cell, NeuralLTC
+from lnn_ros.liquid.cells import Cell, NeuralLTC, SynapticLTC
 from lnn_ros.liquid.network import exact_param_count
 from lnn_ros.liquid.sequence import unroll
 from lnn_ros.training import neural_scan
@@ -143,14 +143,43 @@ class Liquid(Net):
         exact = cell.solver.name == 'exact'
         if exact and isinstance(cell, NeuralLTC):
             return neural_scan.run(cell, driven, plan.width).gather(0, last)
+        field = _dense(cell) if isinstance(cell, SynapticLTC) else cell.field
         h, after = x.new_zeros(x.shape[1], cell.units), []
         for k in range(len(driven)):
-            rate, equilibrium = cell.field(driven[k], h)
+            rate, equilibrium = field(driven[k], h)
             x_rate = plan.width[k] * rate
             kept = torch.exp(-x_rate) if exact else 1.0 / (1.0 + x_rate)
             h = equilibrium + (h - equilibrium) * kept
             after.append(h)
         return torch.stack(after).gather(0, last)
+
+
+def _dense(cell: SynapticLTC) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the cell's field with the synapses in matrices, which are made only once.
+
+    One product sums all synapses into a neuron: for a complete wiring that is several times as fast
+    as to gather and to scatter them.
+    """
+    synapses, units = cell.synapses, cell.units
+    index = synapses.target * units + synapses.source
+
+    def place(values: Tensor) -> Tensor:
+        none = values.new_zeros(units * units)
+        return none.index_put((index,), values).view(units, 1, units)
+
+    w = softplus(synapses.raw_w)
+    sigma, offset = place(synapses.sigma), place(-synapses.sigma * synapses.mu)
+    weights = torch.cat((place(w), place(w * synapses.erev)), dim=1).mT
+    cm = softplus(cell.raw_cm)
+
+    def field(driven: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        of_input, current_of_input = driven.chunk(2, dim=-1)
+        gate = torch.sigmoid(torch.addcmul(offset, sigma, h))  # (target, batch, source)
+        conductance, current = torch.matmul(gate, weights).unbind(dim=-1)
+        g = of_input + conductance.mT
+        return g / cm, (current_of_input + current.mT) / g
+
+    return field
 
 
 def mlp(width: int, outputs: int) -> nn.Module:

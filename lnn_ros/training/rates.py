@@ -12,6 +12,7 @@ train in, its seeds side by side; the learning rate is the best of those tried f
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -43,7 +44,7 @@ REGIMES = ('10Hz', 'jittered')
 PARAMETERS = 2500
 TAU_RANGE = (0.05, 5.0)
 MAX_STEP = 0.1
-FINER = (1, 1, 1, 1, 1, 4)
+FINER = (1, 1, 1, 4)
 """Finer sub-steps in some batches keep a liquid net from fitting the error of its own solver, which
 is another at other rates."""
 FEATURES = 8
@@ -135,7 +136,7 @@ class Effort:
     duration: float = 20.0
     span: float = 12.0
     jittered_steps: int = 64
-    cpu_seconds: float = 100.0
+    cpu_seconds: float = 60.0
     iterations: int = 1_000_000
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
@@ -262,10 +263,6 @@ def trained(name: str, regime: str, effort: Effort) -> list[dict[str, Any]]:
         )
         for metric, samples in data.tests.items()
     ]
-    log.info(
-        '%-22s %6d iterations, %4.0f s CPU, %s', label, iterations, seconds,
-        ', '.join(f'{r["metric"][5:]} {r["value"]:.5f}' for r in rows),
-    )  # fmt: skip
     return [
         *rows,
         row(label, 'iterations', [iterations]),
@@ -356,8 +353,15 @@ def run(effort: Effort, processes: int = 1) -> list[dict[str, Any]]:
     """Return all rows."""
     rows = [*floors(effort), *random_weights(effort)]
     jobs = [(name, regime, effort) for regime in REGIMES for name in contenders()]
-    if processes == 1:
-        return [*rows, *(r for job in jobs for r in trained(*job))]
     # spawned, since a forked torch may wait for threads that it has not got
-    with multiprocessing.get_context('spawn').Pool(processes) as pool:
-        return [*rows, *(r for part in pool.starmap(trained, jobs, chunksize=1) for r in part)]
+    pool = multiprocessing.get_context('spawn').Pool(processes) if processes > 1 else None
+    with pool or contextlib.nullcontext():
+        for part in pool.imap(_job, jobs) if pool else map(_job, jobs):
+            figures = (f'{r["metric"].removeprefix("nmse@")} {r["value"]:.2g}' for r in part)
+            log.info('%s: %s', part[0]['name'], ', '.join(figures))
+            rows += part
+    return rows
+
+
+def _job(job: tuple[str, str, Effort]) -> list[dict[str, Any]]:
+    return trained(*job)

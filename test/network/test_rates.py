@@ -89,11 +89,12 @@ def test_holding_dense_samples_loses_nothing_and_coarse_ones_more_and_more():
     assert lost[0] < 1e-8 < lost[1] < 1e-4 < lost[2]
 
 
+@pytest.mark.parametrize('name', ['neural', 'synaptic', 'liquid_cell'])
 @pytest.mark.parametrize('hold', ['current', 'previous', 'linear'])
 @pytest.mark.parametrize('solver', [Solver('exact', 0.05), Solver('fused', 0.3, unfolds=2)])
-def test_flattened_sub_steps_equal_the_library(hold, solver):
+def test_flattened_sub_steps_equal_the_library(name, hold, solver):
     torch.manual_seed(0)
-    net = rates.CONTENDERS['neural'].make(6)
+    net = rates.CONTENDERS[name].make(6)
     net.hold, net.cells[0].solver = hold, solver
     u = torch.randn(7, 3, 2)
     dt = torch.rand(7, 3) + 0.01
