@@ -22,7 +22,7 @@ from lnn_ros.liquid.solvers import Solver
 from lnn_ros.liquid.wiring import FullyConnected
 from lnn_ros.training import known_system as system
 from lnn_ros.training import rates
-from lnn_ros.training.rate_nets import GRU, INPUTS, OUTPUTS, Liquid, Net, mlp
+from lnn_ros.training.rate_nets import GRU, INPUTS, OUTPUTS, CfC, Liquid, Net, mlp
 from lnn_ros.training.rates import FEATURES, FINER, TAU_RANGE, Contender
 
 
@@ -71,6 +71,15 @@ class MappedGRU(GRU):
         return super().states(self.mapping(u), plan)
 
 
+def big_cfc(units: int) -> Net:
+    """Return the CfC at the sizes that ncps proposes, whatever its parameters count."""
+    from ncps.torch import CfCCell
+
+    net = CfC(32)
+    net.cell = CfCCell(INPUTS, 32, backbone_units=128, backbone_layers=1)
+    return net
+
+
 VARIANTS = {
     'neural, the recipe': Contender(neural, 0.06, FINER),
     'neural, hold current': Contender(partial(neural, hold='current'), 0.06, FINER),
@@ -88,6 +97,8 @@ VARIANTS = {
     'synaptic, learning rate 0.01': Contender(synaptic, 0.01, FINER),
     'synaptic, ranges for signed inputs': Contender(partial(synaptic, signed=True), 0.03, FINER),
     'synaptic, 26 units as the neural': Contender(partial(synaptic, fixed=26), 0.03, FINER),
+    'synaptic, 4 times the CPU time': Contender(synaptic, 0.03, FINER),
+    'cfc, 32 units, backbone 128 (9 x parameters)': Contender(big_cfc, 0.005),
     'gru, input mapping': Contender(MappedGRU, 0.06),
     'gru, learning rate 0.01': Contender(partial(GRU, with_dt=False), 0.01),
 }
@@ -96,6 +107,7 @@ VARIANTS = {
 def measure(name: str, seconds: float) -> list[dict[str, object]]:
     """Train one variant and return its rows."""
     torch.set_num_threads(1)
+    seconds *= 4 if '4 times' in name else 1
     effort = rates.Effort(cpu_seconds=seconds, seeds=(0, 1, 2))
     data = rates.Data.make(effort)
     nets, iterations, _ = rates.train(VARIANTS[name], '10Hz', data, effort)
