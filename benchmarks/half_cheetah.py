@@ -59,8 +59,8 @@ class LSTM(Net):
         cell, states = self.cell, []
         inputs = linear(u, cell.weight_ih, cell.bias_ih + cell.bias_hh)
         h = c = u.new_zeros(u.shape[1], cell.hidden_size)
-        for k in range(len(u)):
-            entry, forget, new, out = (inputs[k] + linear(h, cell.weight_hh)).chunk(4, dim=-1)
+        for now in inputs.unbind():
+            entry, forget, new, out = (now + linear(h, cell.weight_hh)).chunk(4, dim=-1)
             c = torch.sigmoid(forget) * c + torch.sigmoid(entry) * torch.tanh(new)
             h = torch.sigmoid(out) * torch.tanh(c)
             states.append(h)

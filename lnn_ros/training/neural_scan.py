@@ -86,7 +86,7 @@ class _Scan(torch.autograd.Function):
         of_current = adjoint * released
         of_opening = by_opening * decay - of_current * equilibrium
         of_gain = (of_opening + of_current * to) * gate
-        of_weight = torch.matmul(adjoint_of_gate.mT, before).sum(dim=0)
+        of_weight = torch.einsum('t...bi,t...bj->...ij', adjoint_of_gate, before)
         return (
             adjoint_of_gate,
             of_current,

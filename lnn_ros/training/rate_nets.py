@@ -36,12 +36,14 @@ class SubSteps:
         middle: (sub-steps, batch, 1), its middle as a fraction of that interval.
         width: (sub-steps, batch, 1) seconds.
         last: (steps, batch), the last sub-step of each interval.
+        whole: whether each interval is one sub-step.
     """
 
     interval: Tensor
     middle: Tensor
     width: Tensor
     last: Tensor
+    whole: bool
 
     @classmethod
     def of(cls, dt: Tensor, max_step: float, unfolds: int) -> SubSteps:
@@ -56,7 +58,7 @@ class SubSteps:
         of = count.gather(0, interval)
         middle = (row - (end - count).gather(0, interval) + 0.5) / of
         width = (dt.gather(0, interval) / of).masked_fill(padding, 0.0)
-        return cls(interval, middle.unsqueeze(-1), width.unsqueeze(-1), end - 1)
+        return cls(interval, middle.unsqueeze(-1), width.unsqueeze(-1), end - 1, len(row) == steps)
 
 
 class Net(nn.Module):
@@ -132,26 +134,36 @@ class Liquid(Net):
             previous = before[0].expand_as(x[0])
             states = unroll(cell, x.transpose(0, 1), plan.T, hold=self.hold, before=previous)
             return states.transpose(0, 1)
-        index = plan.interval.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+
+        def at_sub_steps(x: Tensor) -> Tensor:
+            if plan.whole:  # each interval is one: spare the gathering and its gradient
+                return x
+            return x.gather(0, plan.interval.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
         earlier = torch.cat((before.expand_as(x[:1]), x[:-1]))
         if self.hold == 'linear':
-            acting = torch.lerp(earlier.gather(0, index), x.gather(0, index), plan.middle)
+            acting = torch.lerp(at_sub_steps(earlier), at_sub_steps(x), plan.middle)
         else:
-            acting = (x if self.hold == 'current' else earlier).gather(0, index)
-        driven = cell.driven_by(acting)
-        last = plan.last.unsqueeze(-1).expand(-1, -1, cell.units)
+            acting = at_sub_steps(x if self.hold == 'current' else earlier)
+        after = self._scan(cell, cell.driven_by(acting), plan.width)
+        if plan.whole:
+            return after
+        return after.gather(0, plan.last.unsqueeze(-1).expand(-1, -1, cell.units))
+
+    def _scan(self, cell: Cell, driven: Tensor, widths: Tensor) -> Tensor:
         exact = cell.solver.name == 'exact'
         if exact and isinstance(cell, NeuralLTC):
-            return neural_scan.run(cell, driven, plan.width).gather(0, last)
+            return neural_scan.run(cell, driven, widths)
         field = _dense(cell) if isinstance(cell, SynapticLTC) else cell.field
-        h, after = x.new_zeros(x.shape[1], cell.units), []
-        for k in range(len(driven)):
-            rate, equilibrium = field(driven[k], h)
-            x_rate = plan.width[k] * rate
-            kept = torch.exp(-x_rate) if exact else 1.0 / (1.0 + x_rate)
+        h, after = driven.new_zeros(driven.shape[1], cell.units), []
+        # unbound: each driven[k] would make a gradient of zeros as large as the whole of it
+        for now, width in zip(driven.unbind(), widths.unbind(), strict=True):
+            rate, equilibrium = field(now, h)
+            elapsed = width * rate
+            kept = torch.exp(-elapsed) if exact else 1.0 / (1.0 + elapsed)
             h = equilibrium + (h - equilibrium) * kept
             after.append(h)
-        return torch.stack(after).gather(0, last)
+        return torch.stack(after)
 
 
 def _dense(cell: SynapticLTC) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -205,8 +217,8 @@ class GRU(Net):
         cell, states = self.cell, []
         inputs = linear(u, cell.weight_ih, cell.bias_ih)
         h = u.new_zeros(u.shape[1], cell.hidden_size)
-        for k in range(len(u)):
-            reset, update, new = inputs[k].chunk(3, dim=-1)
+        for now in inputs.unbind():
+            reset, update, new = now.chunk(3, dim=-1)
             of_reset, of_update, of_new = linear(h, cell.weight_hh, cell.bias_hh).chunk(3, dim=-1)
             z = torch.sigmoid(update + of_update)
             h = torch.lerp(torch.tanh(new + torch.sigmoid(reset + of_reset) * of_new), h, z)

@@ -44,7 +44,7 @@ REGIMES = ('10Hz', 'jittered')
 PARAMETERS = 2500
 TAU_RANGE = (0.05, 5.0)
 MAX_STEP = 0.1
-FINER = (1, 1, 1, 4)
+FINER = (1, 3)
 """Finer sub-steps in some batches keep a liquid net from fitting the error of its own solver, which
 is another at other rates."""
 FEATURES = 8
@@ -57,7 +57,7 @@ class Contender:
     Attributes:
         make: makes it with a number of units.
         learning_rate: of Adam.
-        finer: least sub-steps of an interval, batch by batch in turn.
+        finer: least sub-steps of an interval in the second half, batch by batch in turn.
         needs_ncps: whether it is one of ncps's own.
     """
 
@@ -107,7 +107,7 @@ def _synapses(inputs: int, units: int, solver: Solver) -> SynapticLTC:
 
 CONTENDERS = {
     'neural': Contender(neural, 0.06, FINER),
-    'synaptic': Contender(synaptic, 0.03, FINER),
+    'synaptic': Contender(synaptic, 0.03),
     'liquid_cell': Contender(liquid_cell, 0.06),
     'ncps_ltc': Contender(ncps_ltc, 0.1),
     'ncps_cfc': Contender(CfC, 0.008, needs_ncps=True),
@@ -206,7 +206,9 @@ def train(
         if done >= 1.0 or iteration >= effort.iterations:
             break
         learning_rate = contender.learning_rate * schedule(done)
-        plan = nets[0].plan(dt, contender.finer[iteration % len(contender.finer)])
+        # a half of the training is enough for it, and the coarse half is cheaper
+        finer = contender.finer[iteration % len(contender.finer)] if done > 0.5 else 1
+        plan = nets[0].plan(dt, finer)
         together.step(learning_rate, u, y, plan)
         iteration += 1
     for i, net in enumerate(nets):
