@@ -9,7 +9,9 @@ all 17 numbers, in the units of the traces, of the test windows at the epoch tha
 Published (Hasani et al. 2021), mean and sd of 5: LTC 2.308 +- 0.015, LSTM 2.500 +- 0.140.
 
 All nets here have 32 units, one linear readout of [state, frame], inputs and outputs scaled by the
-training data, the same epochs, batches and schedule. A frame is 0.05 s, as in the simulator.
+training data, the same epochs, batches and schedule. A frame is 0.05 s, as in the simulator. Inputs
+are clipped to the range of the training data: the validation traces hold a frame 57 standard
+deviations out, which would otherwise choose the epoch all by itself. A linear model gets 3.43.
 """
 
 from __future__ import annotations
@@ -101,6 +103,10 @@ def fit(
         raise SystemExit(f'{folder} has {len(files)} .npy files, the split needs 25 or more')
     train, valid, test = (windows(files[part]) for part in (TRAINING, VALIDATION, TEST))
     mean, sd = train.mean(dim=(0, 1)), train.std(dim=(0, 1))
+    low, high = train.amin(dim=(0, 1)), train.amax(dim=(0, 1))
+
+    def scaled(frames: Tensor) -> Tensor:
+        return (frames.clamp(low, high) - mean) / sd
 
     def error(predicted: Tensor, y: Tensor) -> Tensor:
         return ((predicted * sd + mean - y) ** 2).mean()
@@ -115,7 +121,7 @@ def fit(
         return nets[0].plan(torch.full((WINDOW, count), FRAME))
 
     def errors(data: Tensor) -> Tensor:
-        u = ((data[:-1] - mean) / sd).expand(len(nets), -1, -1, -1)
+        u = scaled(data[:-1]).expand(len(nets), -1, -1, -1)
         with torch.no_grad():
             return together.losses(u, data[1:].expand_as(u), plan(data.shape[1]))
 
@@ -128,9 +134,8 @@ def fit(
             chosen = order[:, k * BATCH : (k + 1) * BATCH]
             data = train[:, chosen].transpose(0, 1)
             done = (epoch * steps + k) / (epochs * steps)
-            together.step(
-                learning_rate * schedule(done), (data[:, :-1] - mean) / sd, data[:, 1:], plan(BATCH)
-            )
+            u, y = scaled(data[:, :-1]), data[:, 1:]
+            together.step(learning_rate * schedule(done), u, y, plan(BATCH))
         now = errors(valid)
         better = now < best
         best = torch.where(better, now, best)

@@ -8,14 +8,20 @@ from typing import Any
 
 Rows = list[dict[str, Any]]
 
+TITLES = {
+    'system': 'the system itself, given its samples',
+    '10Hz': 'trained at 10 Hz',
+    'jittered': 'trained at 10 ms ... 1 s',
+}
+
 
 def table(rows: Rows) -> str:
     """Return the tables: random weights and split steps, then each regime, mean and range."""
     untrained = [r for r in rows if '/' not in r['name']]
     parts = [_markdown('random weights', untrained, lambda r: f'{r["value"]:.1e}')]
-    for regime in ('system', '10Hz', 'jittered'):
-        title = {'system': 'the system itself, of its samples'}.get(regime, f'trained at {regime}')
-        parts.append(_markdown(title, [r for r in rows if regime in r['name'].split('/')], _figure))
+    for regime in TITLES:
+        own = [r for r in rows if regime in r['name'].split('/')]
+        parts.append(_markdown(TITLES[regime], own, _figure))
     return '\n\n'.join(parts)
 
 
@@ -69,9 +75,9 @@ def plot(rows: Rows, file: Path) -> None:
                 color=line.get_color(),
             )
         axis.set(xscale='log', yscale='log', xlabel='sampled at (Hz)')
-        axis.set_title(f'trained at {regime.replace("Hz", " Hz")}')
+        axis.set_title(TITLES[regime])
         axis.grid(True, which='major', alpha=0.3)
     axes[0].set_ylabel('NMSE on unseen signals')
-    axes[1].legend(fontsize='small')
+    figure.legend(*axes[1].get_legend_handles_labels(), loc='outside right center')
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
