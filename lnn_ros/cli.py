@@ -209,20 +209,27 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _define_bench(commands: Any) -> None:
-    parser = commands.add_parser('bench', help='measure speed beside what others offer')
+    parser = commands.add_parser('bench', help='measure what the documentation claims')
     benches = parser.add_subparsers(dest='bench', required=True, metavar='WHAT')
     node = benches.add_parser('node', help='CPU time and latency of a message, by executor')
     node.add_argument('--seconds', type=float, default=2.0, help='of one turn of one contender')
     node.add_argument('--repeats', type=int, default=3, help='turns of each')
     node.add_argument('--json', type=Path, help='write the figures to this file')
     node.set_defaults(run=_bench_node)
+    rates = benches.add_parser('rates', help='networks at sampling rates they did not train at')
+    rates.add_argument('--quick', action='store_true', help='two iterations: does it run?')
+    rates.add_argument(
+        '--seconds', type=float, default=60.0, help='CPU time to train a net (all its seeds)'
+    )
+    rates.add_argument('--processes', type=int, default=1, help='nets trained side by side')
+    rates.add_argument('--json', type=Path, help='write the figures to this file')
+    rates.add_argument('--plot', type=Path, help='draw error over rate into this file')
+    rates.set_defaults(run=_bench_rates)
 
 
 def _bench_node(options: argparse.Namespace) -> int:
     from lnn_ros.nodes.bench import measure
-
-    if options.json:  # now, lest it is missing at the end
-        from lnn_ros.results import write_results
+    from lnn_ros.results import write_results
 
     rows = measure(options.seconds, options.repeats)
     for row in rows:
@@ -233,6 +240,21 @@ def _bench_node(options: argparse.Namespace) -> int:
     if options.json:
         command = f'lnn_ros bench node --seconds {options.seconds} --repeats {options.repeats}'
         write_results(options.json, command, [], rows)
+    return 0
+
+
+def _bench_rates(options: argparse.Namespace) -> int:
+    from lnn_ros.results import write_results
+    from lnn_ros.training import rates, rates_report
+
+    effort = rates.QUICK if options.quick else rates.Effort(cpu_seconds=options.seconds)
+    rows = rates.run(effort, options.processes)
+    print(rates_report.table(rows))
+    if options.json:
+        arguments = '--quick' if options.quick else f'--seconds {options.seconds:g}'
+        write_results(options.json, f'lnn_ros bench rates {arguments}', effort.seeds, rows)
+    if options.plot:
+        rates_report.plot(rows, options.plot)
     return 0
 
 
