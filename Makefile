@@ -28,7 +28,7 @@ train := $(VENV)/.installed-train
 dev := $(VENV)/.installed-train,dev
 
 .SILENT:
-.PHONY: help demo train test lint bench wheel clean egl
+.PHONY: help demo train test lint bench wheel clean egl core
 
 help:
 	sed -n '/^# /!q; s/^# //p' Makefile
@@ -39,7 +39,7 @@ demo: egl $(sim)
 train: egl $(train)
 	$(VENV)/bin/lnn_ros train car
 
-test: egl lint
+test: egl lint core
 	$(VENV)/bin/pytest
 
 lint: $(dev)
@@ -48,6 +48,9 @@ lint: $(dev)
 
 bench: $(dev)
 	$(VENV)/bin/python benchmarks/core.py
+
+core: $(dev)
+	$(has_core) || { echo '$(no_core)' >&2; exit 1; }
 
 wheel: | $(venv)
 	rm -rf build/lib* build/bdist*
@@ -66,12 +69,18 @@ egl: | $(venv)
 pip = $(VENV)/bin/python -m pip --disable-pip-version-check install $(1) >$(VENV)/pip.log 2>&1 \
   || { cat $(VENV)/pip.log >&2; exit 1; }
 
+# Without it numpy does the core's work; only the tests need it. Not from here: python -c would find
+# the checkout's lnn_ros first.
+has_core = cd / && '$(abspath $(VENV))'/bin/python -c 'import lnn_ros.core._core' 2>/dev/null
+no_core := the C core was not built: apt-get install gcc python3-dev, then make clean
+
 # Not editable: that would leave out share/ and lib/lnn_ros. Nothing is fetched when only our own
 # sources changed. build/lib would bring back modules that were removed since.
 $(VENV)/.installed-%: $(sources) | $(venv)
 	echo 'installing lnn_ros[$(ros)$*] into $(VENV)$(if $(wildcard $@),,$(comma) about a minute) ...'
 	rm -rf build/lib* build/bdist*
 	$(call pip,--no-build-isolation $(if $(findstring train,$*),'$(TORCH)') '.[$(ros)$*]')
+	($(has_core)) || echo '$(no_core) (until then numpy does its work, slower)' >&2
 	touch '$@'
 
 $(venv):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
         _define_export,
     ):
         define(commands)
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    options.typed = shlex.join(['lnn_ros', *arguments])
     logging.basicConfig(format='%(message)s')
     logging.getLogger('lnn_ros').setLevel(logging.INFO)
     try:
@@ -200,8 +203,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             f'[{row["low"]:8.4f}, {row["high"]:8.4f}] {row["n"]:6d}'
         )
     if options.json:
-        command = f'lnn_ros evaluate {options.task} --episodes {options.episodes}'
-        write_results(options.json, command, seeds, rows)
+        write_results(options.json, options.typed, seeds, rows)
     return 0
 
 
@@ -238,8 +240,7 @@ def _bench_node(options: argparse.Namespace) -> int:
             f'[{row["low"]:9.2f}, {row["high"]:9.2f}] {row["unit"]}'
         )
     if options.json:
-        command = f'lnn_ros bench node --seconds {options.seconds} --repeats {options.repeats}'
-        write_results(options.json, command, [], rows)
+        write_results(options.json, options.typed, [], rows)
     return 0
 
 
@@ -251,8 +252,7 @@ def _bench_rates(options: argparse.Namespace) -> int:
     rows = rates.run(effort, options.processes)
     print(rates_report.table(rows))
     if options.json:
-        arguments = '--quick' if options.quick else f'--seconds {options.seconds:g}'
-        write_results(options.json, f'lnn_ros bench rates {arguments}', effort.seeds, rows)
+        write_results(options.json, options.typed, effort.seeds, rows)
     if options.plot:
         rates_report.plot(rows, options.plot)
     return 0

@@ -102,13 +102,12 @@ class Controller:
         self._held_ns: dict[str, int] = {}  # stamp of what is held, per stream
         self._commanded_ns = 0
         self._warmup = self.settings.warmup_steps
-        self._reset_reason = 'start'
+        self._reset_reason = ''
 
     def reset(self) -> None:
         """Forget the state and every held input, as at the start."""
         self.interval.forget()
         self._restart()
-        self._reset_reason = 'asked for'
 
     def stop(self) -> NDArray[np.float64]:
         """Take note that the safe command goes out between two messages; return it.
@@ -208,6 +207,7 @@ class Controller:
             if limited is None or not np.isfinite(self.engine.state).all():
                 self.counts['fault'] += 1
                 self._restart()
+                self._reset_reason = 'fault'
                 self.mode = Mode.FAULT
             else:
                 self.mode = Mode.RUNNING

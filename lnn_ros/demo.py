@@ -64,7 +64,8 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
             simulator, controller = dict(sim), dict(ctl)
     except FileNotFoundError:
         log = (folder / 'launch.log').read_text().splitlines()
-        wrong = [line for line in log if 'ERROR' in line or 'not started' in line] or log[-20:]
+        telling = re.compile(r'ERROR|not started|Error: ')  # the last: an exception's own line
+        wrong = [line for line in log if telling.search(line)] or log[-20:]
         print(*(line[:300] for line in wrong), sep='\n', file=sys.stderr)
         print(
             f'the launch failed, exit code {code}; all of it: {folder}/launch.log', file=sys.stderr

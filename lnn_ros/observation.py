@@ -1,4 +1,4 @@
-"""From message fields to the arrays that the network takes, and how old each of them is.
+"""From message fields to the arrays that the network takes.
 
 Nothing here knows ROS: a message arrives as its buffer and its numbers.
 """

@@ -161,7 +161,7 @@ class Contract:
     """Everything about a policy but its tensors.
 
     Attributes:
-        cell: form of the liquid cell; `ltc_neural` is the one there is.
+        cell: form of the liquid cell; `ltc_neural` is the one that the engines run.
         units: number of the cell's units.
         solver: how an interval is integrated; `exact` (exponential Euler).
         max_step: longest sub-step of the solver, in seconds.

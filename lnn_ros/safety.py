@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import math
 import threading
 import time
@@ -131,7 +132,10 @@ class Watchdog:
             now = time.monotonic()
             silence = now - self._fed
             if silence >= self.timeout:
-                self._on_expire(silence)
+                try:
+                    self._on_expire(silence)
+                except Exception:  # this thread must outlive it: the next call may get through
+                    logging.getLogger(__name__).exception('watchdog: the safe command failed')
                 deadline = now + self.timeout
             else:
                 deadline = self._fed + self.timeout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -86,22 +88,13 @@ class PolicyNetwork(nn.Module):
 
 
 def _encoder(contract: Contract) -> nn.Sequential:
-    assert contract.image is not None and contract.encoder is not None
-    channels, height, width = (
-        contract.image.channels,
-        contract.image.height,
-        contract.image.width,
-    )
+    assert contract.encoder is not None
+    shapes = contract.encoder_shapes
     layers: list[nn.Module] = []
-    for layer in contract.encoder.layers:
+    for (before, _, _), layer in zip(shapes[:-1], contract.encoder.layers, strict=True):
         layers += [
-            nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding),
+            nn.Conv2d(before, layer.channels, layer.kernel, layer.stride, layer.padding),
             nn.ReLU(),
         ]
-        channels = layer.channels
-        height = (height + 2 * layer.padding - layer.kernel) // layer.stride + 1
-        width = (width + 2 * layer.padding - layer.kernel) // layer.stride + 1
-    features = contract.encoder.features
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(channels * height * width, features), nn.Tanh()
-    )
+    features = nn.Linear(math.prod(shapes[-1]), contract.encoder.features)
+    return nn.Sequential(*layers, nn.Flatten(), features, nn.Tanh())

@@ -211,6 +211,12 @@ class CarWorld:
         yaw = math.atan2(2.0 * (w * qz + qx * qy), 1.0 - 2.0 * (qy * qy + qz * qz))
         vx, vy = self._data.qvel[:2].tolist()
         lateral, heading = self._locate()
+        heading_error = math.remainder(yaw - heading, 2.0 * math.pi)
+        # a car that stands askew reaches further out with a wheel than its half width
+        outermost = abs(lateral) + (
+            CAR_HALF_WIDTH * abs(math.cos(heading_error))
+            + 0.5 * WHEELBASE * abs(math.sin(heading_error))
+        )
         return CarTruth(
             x=x,
             y=y,
@@ -220,8 +226,8 @@ class CarWorld:
             s=self._s,
             progress=self._s - self._start_s + self._laps * self.track.length,
             lateral=lateral,
-            heading_error=math.remainder(yaw - heading, 2.0 * math.pi),
-            in_lane=abs(lateral) + CAR_HALF_WIDTH <= LANE_HALF_WIDTH,
+            heading_error=heading_error,
+            in_lane=outermost <= LANE_HALF_WIDTH,
         )
 
     def close(self) -> None:

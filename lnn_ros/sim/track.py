@@ -30,8 +30,6 @@ class Track:
     `length` m, `spacing` m between samples, `seed`.
     """
 
-    LANE_HALF_WIDTH = LANE_HALF_WIDTH
-
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.centre, heading, self.length = _random_loop(np.random.default_rng([seed, 0]))

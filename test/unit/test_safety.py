@@ -145,6 +145,18 @@ def test_watchdog_fires_again_and_again_while_nothing_feeds_it(watch):
     assert all(silence >= 0.1 * (i + 1) - 0.01 for i, silence in enumerate(silences))
 
 
+def test_watchdog_outlives_a_call_that_fails(watch, caplog):
+    expiries = Expiries()
+
+    def fail(silence):
+        expiries(silence)
+        raise RuntimeError('publish failed')
+
+    watch(0.05, fail)
+    assert all(expiries.wait() for _ in range(3))
+    assert 'publish failed' in caplog.text
+
+
 def test_watchdog_is_quiet_while_it_is_fed(watch):
     expiries = Expiries()
     watchdog = watch(0.5, expiries)

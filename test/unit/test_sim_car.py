@@ -85,6 +85,10 @@ def test_car_can_be_put_beside_and_across_the_road(world):
     assert truth.progress == pytest.approx(0.0, abs=1e-3)
     world.reset(2, lateral=0.33)
     assert not world.truth().in_lane  # 0.33 + 0.13 > 0.45
+    world.reset(2, lateral=0.3)
+    assert world.truth().in_lane
+    world.reset(2, lateral=0.3, heading_error=0.5)
+    assert not world.truth().in_lane  # a front wheel is out: 0.3 + 0.13 cos + 0.15 sin > 0.45
 
 
 @pytest.mark.parametrize(
