@@ -3,13 +3,10 @@
 import math
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import rclpy
 import yaml
 from geometry_msgs.msg import Twist, TwistStamped
 from lifecycle_msgs.msg import Transition
@@ -17,16 +14,10 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterType, ParameterValue
 from rcl_interfaces.srv import SetParameters
-from rclpy.context import Context
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image, Imu
 from std_srvs.srv import Trigger
 
 from lnn_ros import share
-from lnn_ros.nodes.controller_node import ControllerNode
-
-RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -174,13 +165,42 @@ def test_safe_command_is_the_last_one_when_it_stops(controller, peer, way: str) 
     assert not errors(node.text())
 
 
-def test_every_stamp_of_a_command_is_new_and_the_frame_is_the_base(controller, peer) -> None:
-    _, commands = controller(base_frame='base_footprint')
-    peer.drive(lambda: len(commands) > 30, 'commands come')
-    stamps = [c.header.stamp.sec * 10**9 + c.header.stamp.nanosec for c in commands]
-    assert stamps == sorted(set(stamps))
-    assert abs(stamps[-1] - peer.node.get_clock().now().nanoseconds) < 10 * 10**9
-    assert {c.header.frame_id for c in commands} == {'base_footprint'}
+def test_reset_sends_the_safe_command_and_starts_over(controller, peer, diagnostics) -> None:
+    _, commands = controller(diagnostics_period=0.05, watchdog_timeout=60.0, warmup_steps=30)
+    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
+    assert peer.call(Trigger, '/controller/reset').success
+    peer.until(lambda: is_safe(commands[-1]), 'the safe command comes')
+    commands.clear()
+    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves again')
+    assert sum(map(is_safe, commands)) >= 30
+    peer.transition('deactivate')
+    answer = peer.call(Trigger, '/controller/reset')
+    assert not answer.success and answer.message
+
+
+def test_two_controllers_in_two_namespaces_do_not_disturb_each_other(start, peer, policy) -> None:
+    given = {'policy': policy, 'autostart': True, 'watchdog_timeout': 0.2}
+    first, second = (
+        start('controller_node', given, '-r', f'__ns:={space}') for space in ('/a', '/b')
+    )
+    of_a, of_b = (peer.collect(TwistStamped, f'{space}/cmd_vel') for space in ('a', 'b'))
+    peer.until(lambda: of_a and of_b, 'both watchdogs speak')
+    peer.drive(lambda: sum(map(moves, of_a)) > 20, 'the car of a moves', namespace='a/')
+    peer.until(lambda: len(of_b) > 2, "the other's watchdog speaks")
+    assert all(map(is_safe, of_b))
+    assert first.end() == 0
+    peer.drive(lambda: sum(map(moves, of_b)) > 20, 'the car of b moves', namespace='b/')
+    assert second.end() == 0
+
+
+def test_it_imports_neither_torch_nor_a_simulator(start, peer, policy) -> None:
+    node = start('controller_node', {'policy': policy}, PYTHONPROFILEIMPORTTIME='1')
+    assert peer.transition('configure')
+    assert node.end() == 0
+    lines = [line for line in node.text().splitlines() if line.startswith('import time:')]
+    packages = {line.rpartition('|')[2].strip().partition('.')[0] for line in lines}
+    assert {'lnn_ros', 'rclpy', 'numpy'} <= packages
+    assert not packages & {'torch', 'mujoco', 'matplotlib', 'tqdm'}
 
 
 # parameters ---------------------------------------------------------------------------------------
@@ -281,284 +301,6 @@ def test_commands_are_stamped_with_simulated_time_when_that_is_used(controller, 
         peer.drive(is_told, f'commands are stamped {message.clock.sec} s')
 
 
-# quality of service -------------------------------------------------------------------------------
-
-
-def test_every_endpoint_has_the_promised_quality_of_service(controller, peer) -> None:
-    controller()
-    subscriptions = peer.node.get_subscriptions_info_by_topic
-    publishers = peer.node.get_publishers_info_by_topic
-    for find, topic, kind, reliability in (
-        (subscriptions, 'image', 'sensor_msgs/msg/Image', BEST_EFFORT),
-        (subscriptions, 'imu/data', 'sensor_msgs/msg/Imu', BEST_EFFORT),
-        (publishers, 'cmd_vel', 'geometry_msgs/msg/TwistStamped', RELIABLE),
-        (publishers, '/diagnostics', 'diagnostic_msgs/msg/DiagnosticArray', RELIABLE),
-    ):
-        # an endpoint is discovered before the name of its node
-        def names(find=find, topic=topic):
-            return [endpoint.node_name for endpoint in find(topic)]
-
-        peer.until(lambda names=names: names() == ['controller'], f'{topic} is there')
-        (endpoint,) = find(topic)
-        assert endpoint.topic_type == kind
-        assert endpoint.qos_profile.reliability == reliability
-        assert endpoint.qos_profile.durability == DurabilityPolicy.VOLATILE
-
-
-def test_queues_are_as_deep_as_promised(policy) -> None:  # depth is not told over DDS
-    context = Context()
-    rclpy.init(
-        args=['--ros-args', '-p', f'policy:={policy}', '-r', '__ns:=/depth'], context=context
-    )
-    node = ControllerNode(context=context)
-    try:
-        node.trigger_configure()
-        depth = {s.topic_name: s.qos_profile.depth for s in node.subscriptions}
-        assert depth['/depth/image'] == 1
-        assert depth['/depth/imu/data'] == 50
-        assert {p.topic_name: p.qos_profile.depth for p in node.publishers}['/depth/cmd_vel'] == 1
-    finally:
-        node.trigger_shutdown()
-        node.destroy_node()
-        context.try_shutdown()
-
-
-def test_quality_of_service_can_be_overridden_and_a_mismatch_is_reported(controller, peer) -> None:
-    node, commands = controller(
-        **{
-            'qos_overrides./image.subscription.reliability': 'reliable',
-            'qos_overrides./image.subscription.depth': 3,
-            'qos_overrides./cmd_vel.publisher.reliability': 'best_effort',
-        }
-    )
-    (image,) = peer.node.get_subscriptions_info_by_topic('image')
-    assert image.qos_profile.reliability == RELIABLE
-    (cmd_vel,) = peer.node.get_publishers_info_by_topic('cmd_vel')
-    assert cmd_vel.qos_profile.reliability == BEST_EFFORT
-    peer.node.create_publisher(Image, 'image', QoSProfile(depth=1, reliability=BEST_EFFORT))
-    peer.until(lambda: errors(node.text()), 'the mismatch is reported')
-    (error,) = errors(node.text())
-    assert 'image' in error and 'RELIABILITY' in error
-    assert commands == []  # our own subscription is reliable
-
-
-# messages -----------------------------------------------------------------------------------------
-
-
-def test_all_encodings_are_taken_with_and_without_padded_rows(
-    controller, peer, diagnostics
-) -> None:
-    node, commands = controller(diagnostics_period=0.05)
-    for encoding in ('rgb8', 'bgr8', 'mono8', 'rgba8', 'bgra8'):
-        for padding in (0, 13):
-            commands.clear()
-            peer.drive(
-                lambda: len(commands) > 15 and moves(commands[-1]),
-                f'the car moves on {encoding}',
-                encoding=encoding,
-                padding=padding,
-            )
-    told = diagnostics()
-    assert int(told['received/image']) >= 10
-    assert not [key for key in told if key.startswith('drop/image')]
-    assert not errors(node.text())
-
-
-def test_unknown_encoding_is_refused_by_name_and_the_node_drives_on(
-    controller, peer, diagnostics
-) -> None:
-    node, commands = controller(diagnostics_period=0.05)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    peer.send_image(peer.stamp_ns, encoding='yuv422_yuy2')
-    peer.until(lambda: "encoding 'yuv422_yuy2' is not supported" in node.text(), 'it is reported')
-    assert diagnostics()['drop/image/unreadable'] == '1'
-    commands.clear()
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves again')
-
-
-def test_image_whose_numbers_do_not_fit_is_refused_and_the_node_drives_on(
-    controller, peer, diagnostics
-) -> None:
-    _, commands = controller(diagnostics_period=0.05)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    wrong = [
-        Image(height=48, width=64, encoding='rgb8', step=192, data=b''),
-        Image(height=2**32 - 1, width=2**32 - 1, encoding='rgb8', step=2**32 - 1, data=b'abc'),
-        Image(height=0, width=0, encoding='rgb8', step=0, data=b''),
-        Image(height=48, width=64, encoding='rgb8', step=1, data=bytes(64 * 48 * 3)),
-    ]
-    for number, message in enumerate(wrong, 1):
-        message.header.stamp.sec = 100
-        peer.publisher(Image, 'image').publish(message)
-        peer.until(
-            lambda: diagnostics().get('drop/image/unreadable') == str(number),  # noqa: B023
-            f'image {number} is refused',
-        )
-    commands.clear()
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves again')
-
-
-@pytest.mark.parametrize('value', [math.nan, math.inf, 1e308], ids=str)
-def test_no_imu_sample_gets_a_number_that_is_not_finite_onto_cmd_vel(
-    controller, peer, value: float
-) -> None:
-    node, commands = controller()
-    for _ in range(3):
-        peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-        commands.append(TwistStamped())  # so that the next round waits for a new command
-        peer.stamp_ns += 10_000_000
-        peer.send_imu(peer.stamp_ns, gyro=value)
-    peer.drive(lambda: moves(commands[-1]), 'the car moves again')
-    for command in commands:
-        vectors = (command.twist.linear, command.twist.angular)
-        numbers = [getattr(vector, axis) for vector in vectors for axis in 'xyz']
-        assert np.isfinite(numbers).all()
-    assert node.lives()
-    if not math.isfinite(value):
-        assert 'is not finite, the sample is ignored' in node.text()
-
-
-def test_watchdog_sends_the_safe_command_when_messages_stop_and_the_car_recovers(
-    controller, peer
-) -> None:
-    node, commands = controller(watchdog_timeout=0.2)
-    for _ in range(2):
-        peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-        peer.until(lambda: is_safe(commands[-1]), 'the watchdog stops it', seconds=2.0)
-        commands.clear()
-        peer.until(lambda: len(commands) >= 2, 'the safe command is repeated', seconds=2.0)
-        assert all(map(is_safe, commands))
-    assert node.text().count('(watchdog_timeout), safe command sent') >= 2
-
-
-def test_watchdog_is_silent_while_messages_come(controller, peer) -> None:
-    node, commands = controller(watchdog_timeout=1.0)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    said = node.text().count('(watchdog_timeout)')
-    end = time.monotonic() + 1.5
-    peer.drive(lambda: time.monotonic() > end, 'more than the time-out has passed')
-    assert node.text().count('(watchdog_timeout)') == said
-
-
-def test_watchdog_also_holds_when_only_the_other_stream_goes_on(controller, peer) -> None:
-    _, commands = controller(watchdog_timeout=0.2)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-
-    def stopped() -> bool:
-        peer.stamp_ns += 10_000_000
-        peer.send_image(peer.stamp_ns)
-        return is_safe(commands[-1])
-
-    peer.until(stopped, 'the watchdog stops it', seconds=2.0)
-
-
-def test_commands_are_plain_twists_when_stamps_are_off(controller, peer) -> None:
-    _, commands = controller(kind=Twist, enable_stamped_cmd_vel=False)
-    peer.drive(lambda: commands and commands[-1].linear.x > 0.0, 'the car moves')
-    (endpoint,) = peer.node.get_publishers_info_by_topic('cmd_vel')
-    assert endpoint.topic_type == 'geometry_msgs/msg/Twist'
-
-
-# around it ----------------------------------------------------------------------------------------
-
-
-def test_diagnostics_tell_the_mode_and_the_counters(controller, peer, diagnostics) -> None:
-    _, commands = controller(diagnostics_period=0.05)
-    waiting = diagnostics()
-    assert waiting['name'] == '/controller'
-    assert waiting['message'] in ('waiting', 'stale')  # the latter once the watchdog has spoken
-    assert waiting['level'] == '1'
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    running = diagnostics()
-    assert (running['message'], running['level']) == ('running', '0')
-    assert int(running['received/imu']) >= 5
-    assert int(running['received/image']) >= 1
-    assert float(running['age of the newest stamp, s']) > 1e6  # our stamps start at 100 s
-    peer.until(lambda: diagnostics()['message'] == 'stale', 'the silence is told')
-    peer.transition('deactivate')
-    inactive = diagnostics()
-    assert (inactive['message'], inactive['level']) == ('not active', '1')
-
-
-def test_an_inactive_controller_is_not_reported_as_ok(controller, peer, diagnostics) -> None:
-    _, commands = controller(diagnostics_period=0.05, watchdog_timeout=60.0)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    peer.transition('deactivate')
-    peer.until(lambda: diagnostics()['message'] == 'not active', 'it is told')
-    assert diagnostics()['level'] == '1'
-
-
-def test_reset_sends_the_safe_command_and_starts_over(controller, peer, diagnostics) -> None:
-    _, commands = controller(diagnostics_period=0.05, watchdog_timeout=60.0, warmup_steps=30)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    assert peer.call(Trigger, '/controller/reset').success
-    peer.until(lambda: is_safe(commands[-1]), 'the safe command comes')
-    commands.clear()
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves again')
-    assert sum(map(is_safe, commands)) >= 30
-    peer.transition('deactivate')
-    answer = peer.call(Trigger, '/controller/reset')
-    assert not answer.success and answer.message
-
-
-def test_two_controllers_in_two_namespaces_do_not_disturb_each_other(start, peer, policy) -> None:
-    given = {'policy': policy, 'autostart': True, 'watchdog_timeout': 0.2}
-    first, second = (
-        start('controller_node', given, '-r', f'__ns:={space}') for space in ('/a', '/b')
-    )
-    of_a, of_b = (peer.collect(TwistStamped, f'{space}/cmd_vel') for space in ('a', 'b'))
-    peer.until(lambda: of_a and of_b, 'both watchdogs speak')
-    peer.drive(lambda: sum(map(moves, of_a)) > 20, 'the car of a moves', namespace='a/')
-    peer.until(lambda: len(of_b) > 2, "the other's watchdog speaks")
-    assert all(map(is_safe, of_b))
-    assert first.end() == 0
-    peer.drive(lambda: sum(map(moves, of_b)) > 20, 'the car of b moves', namespace='b/')
-    assert second.end() == 0
-
-
-def test_it_imports_neither_torch_nor_a_simulator(start, peer, policy) -> None:
-    node = start('controller_node', {'policy': policy}, PYTHONPROFILEIMPORTTIME='1')
-    assert peer.transition('configure')
-    assert node.end() == 0
-    lines = [line for line in node.text().splitlines() if line.startswith('import time:')]
-    packages = {line.rpartition('|')[2].strip().partition('.')[0] for line in lines}
-    assert {'lnn_ros', 'rclpy', 'numpy'} <= packages
-    assert not packages & {'torch', 'mujoco', 'matplotlib', 'tqdm'}
-
-
-def test_record_is_written_when_it_stops(controller, peer, tmp_path: Path) -> None:
-    folder = tmp_path / 'not there yet'
-    node, commands = controller(record=str(folder))
-    peer.drive(lambda: sum(map(moves, commands)) > 20, 'the car moves')
-    assert node.end() == 0
-    assert [file.name for file in folder.iterdir()] == ['controller.npz']
-    with np.load(folder / 'controller.npz') as file:
-        record = dict(file)
-    columns = ('stamp', 'dt', 'is_image', 'step_time', 'is_running', 'linear.x', 'angular.z')
-    assert {len(record[name]) for name in columns} == {len(record['stamp'])}
-    running = record['is_running'] == 1.0
-    assert running.sum() >= 20
-    sent = {command.twist.linear.x for command in commands}
-    assert set(record['linear.x'][running].tolist()) >= sent - {0.0}
-    counts = dict(zip(record['count_names'].tolist(), record['counts'].tolist(), strict=True))
-    assert counts['received/imu'] == (record['is_image'] == 0.0).sum()
-
-
-def test_record_that_cannot_be_written_is_reported_and_the_car_still_stops(
-    controller, peer, tmp_path: Path
-) -> None:
-    folder = tmp_path / 'record'
-    node, commands = controller(record=str(folder))
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    folder.rmdir()
-    assert peer.transition('deactivate')
-    assert peer.state() == 'inactive'
-    peer.until(lambda: is_safe(commands[-1]), 'the safe command comes')
-    (error,) = errors(node.text())
-    assert 'controller.npz' in error
-    assert node.end() == 0
-
-
 def test_request_that_makes_no_sense_does_not_end_the_node(controller, peer) -> None:
     node, commands = controller()
     peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
@@ -571,18 +313,3 @@ def test_request_that_makes_no_sense_does_not_end_the_node(controller, peer) -> 
     assert node.lives(), node.text()
     commands.clear()
     peer.drive(lambda: commands and moves(commands[-1]), 'the car moves again')
-
-
-def test_stamps_of_another_clock_reset_and_do_not_end_it(controller, peer, diagnostics) -> None:
-    node, commands = controller(diagnostics_period=0.05)
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
-    far = Imu()
-    far.header.stamp.sec, far.header.stamp.nanosec = 2**31 - 1, 2**32 - 1
-    peer.publisher(Imu, 'imu/data').publish(far)
-    far.header.stamp.sec = -(2**31)
-    peer.publisher(Imu, 'imu/data').publish(far)
-    peer.until(lambda: 'reset/gap' in diagnostics(), 'the jump is noticed')
-    commands.clear()
-    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves again')
-    assert 'reset/clock_back' in diagnostics()
-    assert node.lives()

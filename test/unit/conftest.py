@@ -1,10 +1,17 @@
+"""What several of the unit tests share: a policy of any shape, a controller, launch files."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from lnn_ros.controller import Controller, Settings
+from lnn_ros.launch_xml import Plan
 from lnn_ros.policy import (
     IMU_FIELDS,
     Contract,
@@ -15,6 +22,7 @@ from lnn_ros.policy import (
     OutputContract,
     Policy,
 )
+from lnn_ros.safety import Mode
 
 
 @pytest.fixture
@@ -84,3 +92,140 @@ def _random_policy(
         add(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i])
         add(f'readout.{2 * i}.bias', sizes[i + 1])
     return Policy(contract, tensors)
+
+
+# a controller -------------------------------------------------------------------------------------
+
+_T0 = 1_763_800_000_000_000_000
+_MS = 1_000_000
+_LEVEL = (0.0, 0.0, 9.81)
+
+
+class _Drive:
+    """A controller, told messages by their stamps in milliseconds after 1_763_800_000 s."""
+
+    def __init__(self, policy, engine=None, **settings):
+        self.policy = policy
+        self.controller = Controller(policy, Settings(**settings), engine)
+
+    def imu(self, ms, turn=None, stamp_ns=None):
+        """Tell an IMU sample; return (values, mode) of its command, or None."""
+        turn = np.sin(ms / 30.0) if turn is None else turn
+        stamp_ns = _T0 + round(ms * _MS) if stamp_ns is None else stamp_ns
+        return self._plain(self.controller.on_imu((0.1, -0.2, turn), _LEVEL, stamp_ns), stamp_ns)
+
+    def image(self, ms, seed=None, stamp_ns=None):
+        """Tell a frame of noise; return (values, mode) of its command, or None."""
+        stamp_ns = _T0 + round(ms * _MS) if stamp_ns is None else stamp_ns
+        rng = np.random.default_rng(stamp_ns if seed is None else seed)
+        frame = (rng.integers(0, 256, (12, 16, 3)) * rng.random()).astype(np.uint8)
+        command = self.controller.on_image(frame, 12, 16, 'rgb8', 48, stamp_ns)
+        return self._plain(command, stamp_ns)
+
+    @staticmethod
+    def _plain(command, stamp_ns):
+        if command is None:
+            return None
+        assert command.stamp_ns == stamp_ns
+        return tuple(command.values.tolist()), command.mode
+
+    @property
+    def state(self):
+        return self.controller.engine.state.tobytes()
+
+    @property
+    def counts(self):
+        return dict(self.controller.counts)
+
+    def start(self):
+        """Bring image and IMU to 60 ms, past the warm-up."""
+        self.image(0)
+        for ms in range(0, 61, 10):
+            last = self.imu(ms)
+        self.image(60)
+        assert last[1] is Mode.RUNNING
+        return self
+
+    def go_on(self, ms, n=30):
+        """Tell an ordinary stretch of messages from `ms` on; return all their commands."""
+        commands = []
+        for i in range(n):
+            if i % 3 == 0:
+                commands.append(self.image(ms + 10 * i - 1))
+            commands.append(self.imu(ms + 10 * i))
+        return commands
+
+
+@pytest.fixture(scope='session')
+def new_drive() -> type[_Drive]:
+    return _Drive
+
+
+# launch files -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a package called fake and point the environment at it."""
+    prefix = tmp_path / 'prefix'
+    (prefix / 'share/fake').mkdir(parents=True)
+    _install(prefix, 'node', 'exit 0')
+    monkeypatch.setenv('AMENT_PREFIX_PATH', str(prefix))
+    monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+    monkeypatch.setenv('SET', 'from outside')
+    monkeypatch.delenv('UNSET', raising=False)
+    return prefix
+
+
+def _install(prefix: Path, name: str, script: str, package: str = 'fake') -> None:
+    file = prefix / 'lib' / package / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'#!/bin/sh\n{script}\n')
+    file.chmod(0o755)
+
+
+@pytest.fixture
+def install(prefix: Path) -> Callable[..., None]:
+    """Return a function that puts a shell script into a package: `install('node', 'exit 0')`."""
+    return partial(_install, prefix)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a launch file with this body."""
+
+    def write(body: str, name: str = 'test.launch.xml') -> Path:
+        file = tmp_path / name
+        file.write_text(f'<launch>\n{body}\n</launch>\n')
+        return file
+
+    return write
+
+
+@pytest.fixture
+def said() -> list[tuple[str, str, str]]:
+    return []
+
+
+@pytest.fixture
+def plan(
+    prefix: Path, write: Callable[..., Path], said: list[tuple[str, str, str]], tmp_path: Path
+) -> Callable[..., Plan]:
+    def plan(body: str, **arguments: str) -> Plan:
+        scratch = tmp_path / 'scratch'
+        scratch.mkdir(exist_ok=True)
+        return Plan(write(body), arguments, scratch, lambda *event: said.append(event))
+
+    return plan
+
+
+@pytest.fixture
+def parameter_files() -> Callable[..., list[dict]]:
+    """Return a function that reads the parameter files of a planned process."""
+
+    def parameter_files(plan: Plan, index: int = 0) -> list[dict]:
+        command = plan.processes[index].command
+        files = [command[i + 1] for i, word in enumerate(command) if word == '--params-file']
+        return [yaml.safe_load(Path(file).read_text()) for file in files]
+
+    return parameter_files
