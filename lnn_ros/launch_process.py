@@ -85,7 +85,9 @@ class Log:
         try:
             print(line.encode(encoding, 'replace').decode(encoding), flush=True)
         except OSError:
-            pass  # A closed terminal or pipe must not stop a robot's nodes.
+            # A closed terminal or pipe must not stop a robot's nodes. What stays in the buffer
+            # would fail once more at exit, and change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(
