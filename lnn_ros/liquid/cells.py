@@ -140,7 +140,7 @@ class NeuralLTC(Cell):
         self,
         inputs: int,
         units: int,
-        tau_range: tuple[float, float] = (0.02, 2.0),
+        tau_range: tuple[float, float] = (0.05, 5.0),
         solver: Solver = EXACT,
     ) -> None:
         super().__init__(inputs, units, solver)
@@ -263,7 +263,7 @@ class SynapticLTC(Cell):
     def __init__(
         self,
         wiring: Wiring,
-        tau_range: tuple[float, float] = (0.02, 2.0),
+        tau_range: tuple[float, float] = (0.05, 5.0),
         solver: Solver = EXACT,
     ) -> None:
         super().__init__(wiring.inputs, wiring.units, solver)

@@ -32,6 +32,8 @@ def wiring_from_ncps(wiring: Any) -> Wiring:
 def from_ncps(module: Any) -> SynapticLTC:
     """Turn an `ncps.torch.LTC` or `LTCCell` into ours: `cell.read(cell(u, h, dt))` is its output.
 
+    Over a sequence, its output is that of `unroll(..., hold='current')`.
+
     ncps keeps a number for every pair of neurons; those of synapses that are not there are left.
 
     Raises:

@@ -252,7 +252,7 @@ def build_ltc_layer(
     solver: str | Solver = 'exact',
     *,
     cell: MakeCell = liquid_cell,
-    hold: str = 'current',
+    hold: str = 'linear',
 ) -> LiquidLayer:
     """Build one layer; for the arguments see `build`."""
     if isinstance(solver, str):
@@ -272,7 +272,7 @@ def build(
     solver: str | Solver = 'exact',
     *,
     cell: MakeCell = liquid_cell,
-    hold: str = 'current',
+    hold: str = 'linear',
 ) -> LiquidNetwork:
     """Build the network (batch, steps, embed_dim) -> (batch, hidden_size), from the last step.
 
@@ -285,7 +285,7 @@ def build(
         integration_steps: fewest sub-steps of an interval.
         solver: a name, or a Solver with its own limits and tolerances.
         cell: makes each layer's cell, as `cell(hidden_size, hidden_size, solver)`.
-        hold: `current`, `previous` or `linear`.
+        hold: `current` (which is Edifice's), `previous` or `linear`.
     """
     layers = [
         build_ltc_layer(hidden_size, dropout, integration_steps, solver, cell=cell, hold=hold)
@@ -304,7 +304,7 @@ def build_with_ffn(
     solver: str | Solver = 'exact',
     *,
     cell: MakeCell = liquid_cell,
-    hold: str = 'current',
+    hold: str = 'linear',
 ) -> LiquidNetwork:
     """Build the network of `build` with a SwiGLU block after each layer."""
     layers = [

@@ -25,7 +25,7 @@ class PolicyNetwork(nn.Module):
         tau_range: where the cell's time constants start out, in seconds.
     """
 
-    def __init__(self, contract: Contract, tau_range: tuple[float, float] = (0.02, 2.0)) -> None:
+    def __init__(self, contract: Contract, tau_range: tuple[float, float] = (0.05, 5.0)) -> None:
         super().__init__()
         self.contract = contract
         self.encoder = _encoder(contract) if contract.encoder else None

@@ -14,7 +14,8 @@ from lnn_ros.liquid.solvers import require
 
 HOLDS = ('current', 'previous', 'linear')
 """What the input is between two samples: the later one (as in ncps and Edifice), the earlier one
-(causal: what a running robot knows), or an even change from one to the other."""
+(causal: what a running robot knows), or an even change from one to the other, the default: of
+second order in the interval, it makes a net least dependent on its rate (docs/rates.md)."""
 
 
 def intervals(u: Tensor, dt: float | Tensor | None, stamps_ns: Tensor | None) -> Tensor:
@@ -93,7 +94,7 @@ def unroll(
     h: Tensor | None = None,
     *,
     stamps_ns: Tensor | None = None,
-    hold: str = 'current',
+    hold: str = 'linear',
     before: Tensor | None = None,
 ) -> Tensor:
     """Run a cell over a sequence.

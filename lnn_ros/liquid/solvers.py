@@ -71,7 +71,7 @@ class Solver:
     """
 
     name: str = 'exact'
-    max_step: float = 0.05
+    max_step: float = 0.1
     unfolds: int = 1
     rtol: float = 1e-5
     atol: float = 1e-6

@@ -51,7 +51,7 @@ def test_ltc_of_ncps_has_the_same_outputs_here(wiring, implicit):
     u, _ = sequence(5)
     with torch.no_grad():
         expected, last = module(u)
-        states = unroll(cell, u, 1.0)
+        states = unroll(cell, u, 1.0, hold='current')
     torch.testing.assert_close(cell.read(states), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(states[:, -1], last, rtol=1e-6, atol=1e-6)
     assert expected.std() > 0.01
@@ -64,7 +64,7 @@ def test_intervals_per_sample_are_those_of_ncps_one_sample_at_a_time(batch):
     u, dt = sequence(batch)
     expected, last = each_by_itself(module, u, dt)
     with torch.no_grad():
-        states = unroll(cell, u, dt)
+        states = unroll(cell, u, dt, hold='current')
     torch.testing.assert_close(cell.read(states), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(states[:, -1], last, rtol=1e-6, atol=1e-6)
 
@@ -87,7 +87,7 @@ def test_cell_goes_to_ncps_and_back(wiring):
     u, _ = sequence(4)
     with torch.no_grad():
         torch.testing.assert_close(
-            module(u)[0], cell.read(unroll(cell, u, 1.0)), rtol=1e-6, atol=1e-6
+            module(u)[0], cell.read(unroll(cell, u, 1.0, hold='current')), rtol=1e-6, atol=1e-6
         )
     again = from_ncps(module)
     for (name, one), other in zip(cell.named_parameters(), again.parameters(), strict=True):
@@ -103,7 +103,7 @@ def test_unfolds_come_along(unfolds):
     u, dt = sequence(1)
     with torch.no_grad():
         expected = module(u, timespans=dt)[0]
-        ours = cell.read(unroll(cell, u, dt))
+        ours = cell.read(unroll(cell, u, dt, hold='current'))
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -114,7 +114,7 @@ def test_maps_of_inputs_and_outputs_come_along(mapping):
     with torch.no_grad():
         cell = from_ncps(module)
         torch.testing.assert_close(
-            cell.read(unroll(cell, u, 1.0)), module(u)[0], rtol=1e-6, atol=1e-6
+            cell.read(unroll(cell, u, 1.0, hold='current')), module(u)[0], rtol=1e-6, atol=1e-6
         )
 
 
@@ -141,7 +141,7 @@ def test_weight_that_ncps_clipped_to_zero_is_taken():
     with torch.no_grad():
         cell = from_ncps(module)
         torch.testing.assert_close(
-            cell.read(unroll(cell, u, 1.0)), module(u)[0], rtol=1e-6, atol=1e-6
+            cell.read(unroll(cell, u, 1.0, hold='current')), module(u)[0], rtol=1e-6, atol=1e-6
         )
 
 
