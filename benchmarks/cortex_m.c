@@ -71,9 +71,7 @@ __attribute__((noinline)) static void run(void)
     static float command[ROBOT_OUTPUTS];
     robot_init(&policy);
     for (int k = 0; k < MESSAGES; k++) {
-        unsigned begun = now();
-        robot_advance(&policy, message_dt[k]);
-        ticks[2] += (now() - begun) & 0xffffff;
+        unsigned begun;
 #if ROBOT_FEATURES
         if (k % IMAGE_EVERY == 0) {
             begun = now();
@@ -85,6 +83,9 @@ __attribute__((noinline)) static void run(void)
         begun = now();
         robot_hold_imu(&policy, message_imu[k]);
         ticks[1] += (now() - begun) & 0xffffff;
+        begun = now();
+        robot_advance(&policy, message_dt[k]);
+        ticks[2] += (now() - begun) & 0xffffff;
         begun = now();
         robot_command(&policy, command);
         ticks[3] += (now() - begun) & 0xffffff;

@@ -40,7 +40,8 @@ def without_camera(policy: Policy) -> Policy:
     contract = replace(policy.contract, image=None, encoder=None)
     imu, units = contract.inputs, contract.units
     tensors = {n: t for n, t in policy.tensors.items() if not n.startswith('encoder.')}
-    for name in ('cell.gate_input', 'cell.drive'):
+    seeing = ('mapping.0.weight',) if contract.mapping else ('cell.gate_input', 'cell.drive')
+    for name in seeing:
         tensors[name] = np.ascontiguousarray(tensors[name][:, -imu:])
     first = tensors['readout.0.weight']
     tensors['readout.0.weight'] = np.concatenate((first[:, :units], first[:, -imu:]), axis=1)
@@ -74,7 +75,6 @@ def write_messages(policy: Policy, folder: Path) -> list[list[float]]:
     low, high = (np.array([getattr(o, e) for o in contract.outputs]) for e in ('min', 'max'))
     commands = []
     for k in range(MESSAGES):
-        engine.advance(float(dt[k]))
         if contract.image:
             if k % IMAGE_EVERY == 0:
                 pixels = frames[k // IMAGE_EVERY].transpose(2, 0, 1) / 255.0
@@ -82,6 +82,7 @@ def write_messages(policy: Policy, folder: Path) -> list[list[float]]:
                 engine.hold_image(np.ascontiguousarray(seen, np.float32))
             engine.hold_image_age(float(age[k]))
         engine.hold_imu(reader.read(imu[k, :3].tolist(), imu[k, 3:].tolist()))
+        engine.advance(float(dt[k]))
         commands.append(np.clip(engine.command(), low, high).tolist())
     return commands
 

@@ -19,7 +19,7 @@ from lnn_ros.core import Engine, open_engine
 from lnn_ros.observation import ImageReader, ImuReader, ObservationError
 from lnn_ros.policy import Policy
 from lnn_ros.safety import Limit, Limiter, Mode
-from lnn_ros.timing import NS_PER_S, Drop, Interval, Reset, Step, seconds_to_ns
+from lnn_ros.timing import NS_PER_S, Drop, Interval, Late, Reset, Step, Verdict, seconds_to_ns
 
 
 class Command(NamedTuple):
@@ -134,10 +134,11 @@ class Controller:
         except ObservationError:
             self.counts['drop/image/unreadable'] += 1
             raise
-        if not self._advance('image', stamp_ns):
+        verdict = self._judge('image', stamp_ns)
+        if isinstance(verdict, Drop):
             return None
         self.engine.hold_image(pixels)
-        return self._refreshed('image', stamp_ns)
+        return self._advance('image', stamp_ns, verdict)
 
     def on_imu(
         self,
@@ -159,36 +160,38 @@ class Controller:
         except ObservationError:
             self.counts['drop/imu/unreadable'] += 1
             raise
-        if not self._advance('imu', stamp_ns):
+        verdict = self._judge('imu', stamp_ns)
+        if isinstance(verdict, Drop):
             return None
         self.engine.hold_imu(values)
-        return self._refreshed('imu', stamp_ns)
+        return self._advance('imu', stamp_ns, verdict)
 
-    def _advance(self, stream: str, stamp_ns: int) -> bool:
-        """Bring the state to the stamp; False when the message is to be ignored."""
+    def _judge(self, stream: str, stamp_ns: int) -> Verdict:
+        """Count what a stamp means, and start anew if it says so."""
         verdict = self.interval.judge(stream, stamp_ns)
         if isinstance(verdict, Drop):
             self.counts[f'drop/{stream}/{verdict.reason}'] += 1
-            return False
-        if isinstance(verdict, Reset):
+        elif isinstance(verdict, Reset):
             self.counts[f'reset/{verdict.reason}'] += 1
             self._restart()
             self._reset_reason = verdict.reason
             self._commanded_ns = stamp_ns
-        elif isinstance(verdict, Step):
-            if len(self._held_ns) == len(self._max_age_ns):
-                self.dt = verdict.dt_ns / NS_PER_S
-                self.engine.advance(self.dt)
-        else:
+        elif isinstance(verdict, Late):
             self.counts[f'late/{stream}'] += 1
-        return True
+        return verdict
 
-    def _refreshed(self, stream: str, stamp_ns: int) -> Command | None:
-        """Take note of a refreshed input, and command if it is the trigger."""
+    def _advance(self, stream: str, stamp_ns: int, verdict: Verdict) -> Command | None:
+        """Bring the state to the newest stamp with what is held now; command if asked to."""
+        were_all_there = len(self._held_ns) == len(self._max_age_ns)
         self._held_ns[stream] = stamp_ns
         now_ns = self.interval.newest_ns
         if 'image' in self._held_ns:
             self.engine.hold_image_age((now_ns - self._held_ns['image']) / NS_PER_S)
+        if were_all_there and isinstance(verdict, Step):
+            self.dt = verdict.dt_ns / NS_PER_S
+            self.engine.advance(self.dt)
+        else:
+            self.engine.jump()
         return self._command(now_ns, stamp_ns) if stream == self._trigger else None
 
     def _command(self, now_ns: int, stamp_ns: int) -> Command:

@@ -24,12 +24,18 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_ACTIVATIONS = 1 << 24  # numbers that one layer of the encoder may hold
 IMU_FIELDS = tuple(
     f'{vector}.{axis}' for vector in ('angular_velocity', 'linear_acceleration') for axis in 'xyz'
 )
 """Numbers of a sensor_msgs/Imu that a policy may ask for, in the order in which they are read."""
+
+
+HOLDS = ('current', 'previous', 'linear')
+"""What the input is between two samples: the later one (as in ncps and Edifice), the earlier one
+(what a robot does that acts on what it last heard), or an even change from one to the other: of
+second order in the interval, it makes a net least dependent on its rate (docs/rates.md)."""
 
 
 class PolicyError(ValueError):
@@ -165,8 +171,11 @@ class Contract:
         units: number of the cell's units.
         solver: how an interval is integrated; `exact` (exponential Euler).
         max_step: longest sub-step of the solver, in seconds.
-        hold: `previous`: inputs act from their own stamp on, until the next.
+        hold: what the inputs are over an interval, one of `HOLDS`; its end is the stamp of the
+            message that is being taken.
         image, imu, encoder: inputs; image and encoder go together, either input may be absent.
+        mapping: sizes of the layers between the inputs and the cell (SiLU between them, the last
+            one linear); without any, the cell sees the inputs themselves.
         readout: sizes of the readout's hidden layers (ReLU between them).
         outputs: what is commanded.
         trigger: the stream whose every message brings a command, `imu` or `image`.
@@ -183,6 +192,7 @@ class Contract:
     image: ImageContract | None
     imu: ImuContract | None
     encoder: EncoderContract | None
+    mapping: tuple[int, ...]
     readout: tuple[int, ...]
     outputs: tuple[OutputContract, ...]
     trigger: str
@@ -191,17 +201,20 @@ class Contract:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for name, known in (('cell', 'ltc_neural'), ('solver', 'exact'), ('hold', 'previous')):
+        for name, known in (('cell', 'ltc_neural'), ('solver', 'exact')):
             value = getattr(self, name)
             _require(value == known, f"{name} is '{value}', this version runs '{known}'")
+        _require(self.hold in HOLDS, f"hold is '{self.hold}', must be one of {', '.join(HOLDS)}")
         _require(1 <= self.units <= 4096, f'units is {self.units}, must be 1-4096')
         # a step costs dt / max_step sub-steps: a damaged number must not stop the robot's clock
         _require(self.max_step >= 1e-4, f'max_step is {self.max_step} s, must be at least 0.0001 s')
-        _require(len(self.readout) <= 8, f'{len(self.readout)} readout layers, must be at most 8')
-        _require(
-            all(1 <= size <= 4096 for size in self.readout),
-            f'readout is {self.readout}, every size must be 1-4096',
-        )
+        for name in ('mapping', 'readout'):
+            sizes = getattr(self, name)
+            _require(len(sizes) <= 8, f'{len(sizes)} layers of {name}, must be at most 8')
+            _require(
+                all(1 <= size <= 4096 for size in sizes),
+                f'{name} is {sizes}, every size must be 1-4096',
+            )
         _require(bool(self.outputs), 'there must be an output')
         _require(len(self.outputs) <= 64, f'{len(self.outputs)} outputs, must be at most 64')
         names = [output.name for output in self.outputs]
@@ -219,9 +232,14 @@ class Contract:
 
     @property
     def inputs(self) -> int:
-        """Length of the cell's input: image features, the image's age, IMU numbers."""
+        """Count of the inputs: image features, the image's age, IMU numbers."""
         seen = self.encoder.features + 1 if self.encoder else 0
         return seen + (len(self.imu.fields) if self.imu else 0)
+
+    @property
+    def cell_inputs(self) -> int:
+        """Count of what the cell sees of them, through the mapping if there is one."""
+        return self.mapping[-1] if self.mapping else self.inputs
 
     @property
     def encoder_shapes(self) -> list[tuple[int, int, int]]:

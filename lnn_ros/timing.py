@@ -27,7 +27,7 @@ NS_PER_S = 1_000_000_000
 
 
 class Step(NamedTuple):
-    """Advance the state by `dt_ns` (> 0) nanoseconds, then take the message's values."""
+    """Take the message's values, and advance the state by `dt_ns` (> 0) nanoseconds."""
 
     dt_ns: int
 

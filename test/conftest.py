@@ -52,10 +52,11 @@ def _contract(streams, trigger, channels=3, **changes):
         'units': 7,
         'solver': 'exact',
         'max_step': 0.05,
-        'hold': 'previous',
+        'hold': 'linear',
         'image': image if 'image' in streams else None,
         'imu': imu if 'imu' in streams else None,
         'encoder': encoder if 'image' in streams else None,
+        'mapping': [5, 4],
         'readout': [6],
         'outputs': [
             {'name': 'linear.x', 'unit': 'm/s', 'min': 0.0, 'max': 2.0, 'slew': 4.0, 'safe': 0.1},
@@ -81,7 +82,7 @@ def _shapes(contract):
     units, inputs = contract.units, contract.inputs
     shapes = {f'cell.{name}': (units,) for name in ('gate_bias', 'log_gain', 'reversal', 'leak')}
     shapes['cell.log_tau'] = (units,)
-    shapes['cell.gate_input'] = shapes['cell.drive'] = (units, inputs)
+    shapes['cell.gate_input'] = shapes['cell.drive'] = (units, contract.cell_inputs)
     shapes['cell.gate_recurrent'] = (units, units)
     if contract.encoder:
         channels, height, width = contract.image.channels, 6, 8
@@ -99,12 +100,14 @@ def _shapes(contract):
         last = f'encoder.{2 * len(contract.encoder.layers) + 1}'
         shapes[f'{last}.weight'] = (contract.encoder.features, channels * height * width)
         shapes[f'{last}.bias'] = (contract.encoder.features,)
-    sizes = (units + inputs, *contract.readout, len(contract.outputs))
-    for i, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
-        shapes[f'readout.{2 * i}.weight'], shapes[f'readout.{2 * i}.bias'] = (
-            (after, before),
-            (after,),
-        )
+    stacks = {
+        'mapping': (inputs, *contract.mapping),
+        'readout': (units + inputs, *contract.readout, len(contract.outputs)),
+    }
+    for name, sizes in stacks.items():
+        for i, (before, after) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            shapes[f'{name}.{2 * i}.weight'] = (after, before)
+            shapes[f'{name}.{2 * i}.bias'] = (after,)
     return shapes
 
 

@@ -17,6 +17,9 @@ from lnn_ros.policy import Policy
 class Engine(Protocol):
     """Runs one policy. Inputs are held from one call to the next, and so is the state.
 
+    A message takes three calls: hold what it brought, `advance` over the interval that it ends (or
+    `jump` when it ends none), and read the `command`.
+
     The state and the outputs are equal to the torch network's (`liquid.policy_network`) to 1e-5.
     An engine belongs to one thread at a time.
     """
@@ -25,7 +28,11 @@ class Engine(Protocol):
     """(units,) the cached hidden state; a view that `advance` and `reset` change."""
 
     def reset(self) -> None:
-        """Set the state to zero and forget nothing else: held inputs stay."""
+        """Set the state to zero.
+
+        Held inputs stay, but none come before them: over the interval that follows, they act as
+        they are.
+        """
 
     def hold_image(self, pixels: NDArray[np.float32]) -> None:
         """Encode and hold a frame (channels, height, width), normalised as in the contract.
@@ -42,11 +49,16 @@ class Engine(Protocol):
         """Hold the scaled numbers of an IMU sample (fields,)."""
 
     def advance(self, dt: float) -> None:
-        """Integrate the state over `dt` seconds under the held inputs.
+        """Integrate the state over the `dt` seconds that end with the inputs held now.
+
+        What the inputs are before their end is said by the policy's `hold`.
 
         Raises:
             ValueError: when `dt` is not finite or not greater than 0.
         """
+
+    def jump(self) -> None:
+        """Take on the inputs held now without time passing: the next interval begins with them."""
 
     def command(self) -> NDArray[np.float32]:
         """Read the command (outputs,) in the outputs' units; the next call overwrites it."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lnn_ros.core.numpy_engine import check_input, interval_error
 from lnn_ros.core.tensors import Tensors
 from lnn_ros.core.view import View
-from lnn_ros.policy import Contract, Policy, PolicyError
+from lnn_ros.policy import HOLDS, Contract, Policy, PolicyError
 
 F32 = NDArray[np.float32]
 FASTEST = -1
@@ -57,10 +57,8 @@ class CEngine:
         self._imu_shape = (len(contract.imu.fields),) if contract.imu else None
         self._hold_image, self._hold_imu = engine.hold_image, engine.hold_imu
         self._hold_age, self._advance = engine.hold_age, engine.advance
+        self.reset, self.jump = engine.reset, engine.jump
         self._command = engine.command
-
-    def reset(self) -> None:
-        self.state[:] = 0.0
 
     def hold_image(self, pixels: F32) -> None:
         if not self._hold_image(pixels):
@@ -100,17 +98,19 @@ def _sizes(contract: Contract) -> NDArray[np.int64]:
     image, encoder = contract.image, contract.encoder
     layers = encoder.layers if encoder else ()
     readout = (*contract.readout, len(contract.outputs))
+    hold = HOLDS.index(contract.hold)
     sizes = [contract.units, len(contract.imu.fields) if contract.imu else 0]
     sizes += [image.channels, image.height, image.width] if image else [0, 0, 0]
-    sizes += [encoder.features if encoder else 0, len(layers), len(readout)]
+    sizes += [encoder.features if encoder else 0, hold]
+    sizes += [len(layers), len(contract.mapping), len(readout)]
     for layer in layers:
         sizes += [layer.channels, layer.kernel, layer.stride, layer.padding]
-    return np.array([*sizes, *readout], dtype=np.int64)
+    return np.array([*sizes, *contract.mapping, *readout], dtype=np.int64)
 
 
 def _arrays(contract: Contract, tensors: Tensors) -> list[NDArray[Any]]:
     """Return the numbers in the order that module.c reads them in."""
-    take, units, inputs = tensors.take, contract.units, contract.inputs
+    take, units, inputs, seen = tensors.take, contract.units, contract.inputs, contract.cell_inputs
     arrays: list[NDArray[Any]] = []
     if contract.encoder:
         shapes, encoder = contract.encoder_shapes, contract.encoder
@@ -121,20 +121,24 @@ def _arrays(contract: Contract, tensors: Tensors) -> list[NDArray[Any]]:
         name = f'encoder.{2 * len(encoder.layers) + 1}'  # a Flatten stands between
         arrays.append(take(f'{name}.weight', encoder.features, math.prod(shapes[-1])))
         arrays.append(take(f'{name}.bias', encoder.features))
+
+    def stack(name: str, sizes: tuple[int, ...]) -> None:
+        for i in range(len(sizes) - 1):
+            arrays.append(take(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i]))
+            arrays.append(take(f'{name}.{2 * i}.bias', sizes[i + 1]))
+
+    stack('mapping', (inputs, *contract.mapping))
     arrays += [
-        take('cell.gate_input', units, inputs),
+        take('cell.gate_input', units, seen),
         take('cell.gate_recurrent', units, units),
         take('cell.gate_bias', units),
         tensors.take_exp('cell.log_gain', units),
-        take('cell.drive', units, inputs),
+        take('cell.drive', units, seen),
         take('cell.reversal', units),
         take('cell.leak', units),
         tensors.take_exp('cell.log_tau', units, sign=-1),
     ]
-    sizes = (units + inputs, *contract.readout, len(contract.outputs))
-    for i in range(len(sizes) - 1):
-        arrays.append(take(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i]))
-        arrays.append(take(f'readout.{2 * i}.bias', sizes[i + 1]))
+    stack('readout', (units + inputs, *contract.readout, len(contract.outputs)))
     low, high = (np.array([getattr(o, end) for o in contract.outputs]) for end in ('min', 'max'))
     return [*arrays, (high + low) / 2, (high - low) / 2]
 

@@ -38,23 +38,29 @@ typedef struct {
     const real *weight, *bias;
 } lnn_convolution;
 
-/* The neural LTC cell: (units, inputs), (units, units) and (units) arrays as in a policy file. */
+/* The neural LTC cell: (units, inputs of the cell), (units, units) and (units) arrays as in a policy
+ * file. */
 typedef struct {
     const real *gate_input, *gate_recurrent, *gate_bias, *gain, *drive, *reversal, *leak, *rate;
 } lnn_neural_ltc;
 
+/* What the cell's input is over an interval: that of its end, of its start, or a ramp between. */
+enum { LNN_HOLD_CURRENT, LNN_HOLD_PREVIOUS, LNN_HOLD_LINEAR };
+
 /* A whole policy; arrays are copied by lnn_engine_place, not kept.
  *
  * u = [features, age, imu] with an encoder (convolutions, then `features`: linear and tanh), else
- * [imu]. gain = exp(log_gain), rate = 1 / tau in 1/s. Readout layers have ReLU between them; the
- * command is output * half + middle. */
+ * [imu]. The cell sees mapping(u), layers with SiLU between them (none: u itself), the readout sees
+ * [state, u]. gain = exp(log_gain), rate = 1 / tau in 1/s. Readout layers have ReLU between them;
+ * the command is output * half + middle. */
 typedef struct {
-    int64_t units, imu, channels, height, width, convolutions, readouts;
+    int64_t units, imu, channels, height, width, convolutions, mappings, readouts, hold;
     double max_step;
     double age_scale;
     lnn_neural_ltc cell;
     const lnn_convolution *convolution;
     lnn_linear features;
+    const lnn_linear *mapping;
     const lnn_linear *readout;
     const real *middle, *half;
 } lnn_policy;
@@ -78,8 +84,13 @@ int lnn_hold_image(lnn_engine *engine, const real *pixels);
 int lnn_hold_imu(lnn_engine *engine, const real *values);
 /* seconds; 0 when not finite, and then nothing has changed */
 int lnn_hold_age(lnn_engine *engine, double age);
-/* dt in seconds, > 0; 0 when it is not, or has too many sub-steps, and then nothing has changed */
+/* Zero the state; the held inputs stay, and the next interval has none before them. */
+void lnn_reset(lnn_engine *engine);
+/* The interval that ends with the inputs held now. dt in seconds, > 0; 0 when it is not, or has too
+ * many sub-steps, and then nothing has changed */
 int lnn_advance(lnn_engine *engine, double dt);
+/* What is held changed without time passing: the next interval begins with it. */
+void lnn_jump(lnn_engine *engine);
 /* fills lnn_engine_outputs */
 void lnn_command(lnn_engine *engine);
 
@@ -107,7 +118,7 @@ size_t lnn_view_scratch(const lnn_view *view);
 void lnn_see(const lnn_view *view, const lnn_kernels *kernels, const uint8_t *image, size_t step,
              real *scratch, real *pixels);
 
-/* exp, sigmoid and tanh (function 0, 1, 2) of `count` numbers, as the inner loops compute them */
+/* exp, sigmoid, tanh, ReLU, SiLU (function 0-4) of `count` numbers, as the inner loops compute them */
 void lnn_elementwise(const lnn_kernels *kernels, int function, int64_t count, const real *x,
                      real *out);
 

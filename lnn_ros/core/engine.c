@@ -17,18 +17,24 @@ static const double MOST_SUB_STEPS = 1e6;
 
 struct lnn_engine {
     const lnn_kernels *kernels;
-    int64_t units, lanes, features, imu, convolutions, readouts, channels, height, width;
+    int64_t units, lanes, features, imu, convolutions, mappings, readouts, channels, height, width;
+    int64_t hold;
     double max_step, age_scale;
-    int drive_is_current;
     lnn_convolution_plan convolution[MOST_LAYERS];
     real *plane[MOST_LAYERS + 1];  /* each layer's padded input; at the end what is flattened */
     real *inside[MOST_LAYERS + 1]; /* where in it the layer before writes */
     lnn_map map_features;
     real *encoded; /* padded, as the inputs are not */
+    lnn_map mapping[MOST_LAYERS];
+    real *mapped[MOST_LAYERS];
     lnn_map of_input;
     lnn_neural_ltc_plan cell;
     real *joint, *inputs; /* [state, padded; inputs]: what the readout sees */
-    real *driven, *gate;
+    /* what the inputs drive in the cell: at the start of the interval that is to come, and room for
+     * that at its end; changed: the inputs are no longer those of its start */
+    real *driven, *driven_next;
+    int changed, has_start;
+    real *work;
     lnn_map readout[MOST_LAYERS];
     real *hidden[MOST_LAYERS];
     int64_t outputs;
@@ -125,7 +131,9 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
 {
     if (!in_range(policy->units, 1, MOST_SIDE) || !in_range(policy->imu, 0, MOST_SIDE) ||
         !in_range(policy->convolutions, 0, MOST_LAYERS) ||
+        !in_range(policy->mappings, 0, MOST_LAYERS) ||
         !in_range(policy->readouts, 1, MOST_LAYERS) ||
+        !in_range(policy->hold, LNN_HOLD_CURRENT, LNN_HOLD_LINEAR) ||
         !(policy->max_step > 0 && isfinite(policy->max_step)) ||
         !(policy->age_scale > 0 && isfinite(policy->age_scale)))
         return 0;
@@ -140,7 +148,18 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
     const int64_t inputs = (e->features ? e->features + 1 : 0) + e->imu;
     if (inputs < 1)
         return 0;
-    e->of_input = take_map(from, inputs, 2 * e->lanes);
+    e->hold = policy->hold;
+    e->mappings = policy->mappings;
+    int64_t before = inputs;
+    for (int64_t i = 0; i < e->mappings; i++) {
+        const int64_t outputs = policy->mapping[i].outputs;
+        if (!in_range(outputs, 1, MOST_SIDE))
+            return 0;
+        e->mapping[i] = take_map(from, before, outputs);
+        e->mapped[i] = take(from, e->mapping[i].outputs);
+        before = outputs;
+    }
+    e->of_input = take_map(from, before, 2 * e->lanes);
     e->cell.lanes = e->lanes;
     e->cell.recurrent = take_map(from, e->units, e->lanes);
     e->cell.gain = take(from, e->lanes);
@@ -149,8 +168,9 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
     e->joint = take(from, e->lanes + inputs);
     e->inputs = e->joint ? e->joint + e->lanes : NULL;
     e->driven = take(from, 2 * e->lanes);
-    e->gate = take(from, e->lanes);
-    int64_t before = e->lanes + inputs;
+    e->driven_next = take(from, 2 * e->lanes);
+    e->work = take(from, 3 * e->lanes);
+    before = e->lanes + inputs;
     e->readouts = policy->readouts;
     for (int64_t i = 0; i < e->readouts; i++) {
         const int64_t outputs = policy->readout[i].outputs;
@@ -224,11 +244,16 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
         pack_convolution(&e->convolution[i], &policy->convolution[i]);
     if (e->features)
         pack_features(e, &policy->features);
+    const int64_t inputs = (e->features ? e->features + 1 : 0) + e->imu;
+    for (int64_t i = 0; i < e->mappings; i++) {
+        const lnn_linear *layer = &policy->mapping[i];
+        pack(&e->mapping[i], layer->weight, layer->outputs, e->mapping[i].inputs, 0, 0);
+        memcpy(e->mapping[i].bias, layer->bias, (size_t)layer->outputs * sizeof(real));
+    }
     const lnn_neural_ltc *cell = &policy->cell;
-    const int64_t inputs = e->of_input.inputs;
     const size_t units = (size_t)e->units * sizeof(real);
-    pack(&e->of_input, cell->gate_input, e->units, inputs, 0, 0);
-    pack(&e->of_input, cell->drive, e->units, inputs, e->lanes, 0);
+    pack(&e->of_input, cell->gate_input, e->units, e->of_input.inputs, 0, 0);
+    pack(&e->of_input, cell->drive, e->units, e->of_input.inputs, e->lanes, 0);
     memcpy(e->of_input.bias, cell->gate_bias, units);
     memcpy(e->of_input.bias + e->lanes, cell->leak, units);
     pack(&e->cell.recurrent, cell->gate_recurrent, e->units, e->units, 0, 0);
@@ -254,6 +279,7 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
     }
     memcpy(e->middle, policy->middle, (size_t)e->outputs * sizeof(real));
     memcpy(e->half, policy->half, (size_t)e->outputs * sizeof(real));
+    e->changed = 1;
     return e;
 }
 
@@ -294,7 +320,7 @@ int lnn_hold_image(lnn_engine *e, const real *pixels)
     e->kernels->affine(map, map->bias, e->plane[e->convolutions], e->encoded);
     e->kernels->elementwise(LNN_TANH, map->outputs, e->encoded, e->encoded);
     memcpy(e->inputs, e->encoded, (size_t)e->features * sizeof(real));
-    e->drive_is_current = 0;
+    e->changed = 1;
     return 1;
 }
 
@@ -303,7 +329,7 @@ int lnn_hold_imu(lnn_engine *e, const real *values)
     if (!all_finite(values, e->imu))
         return 0;
     memcpy(e->inputs + (e->features ? e->features + 1 : 0), values, (size_t)e->imu * sizeof(real));
-    e->drive_is_current = 0;
+    e->changed = 1;
     return 1;
 }
 
@@ -313,8 +339,49 @@ int lnn_hold_age(lnn_engine *e, double age)
     if (!e->features || !isfinite(scaled))
         return 0;
     e->inputs[e->features] = scaled;
-    e->drive_is_current = 0;
+    e->changed = 1;
     return 1;
+}
+
+void lnn_reset(lnn_engine *e)
+{
+    memset(e->joint, 0, (size_t)e->lanes * sizeof(real));
+    e->has_start = 0;
+}
+
+/* Returns what the held inputs drive, in driven_next if they have changed. */
+static const real *drive(lnn_engine *e)
+{
+    if (!e->changed)
+        return e->driven;
+    const real *x = e->inputs;
+    for (int64_t i = 0; i < e->mappings; i++) {
+        real *out = e->mapped[i];
+        e->kernels->affine(&e->mapping[i], e->mapping[i].bias, x, out);
+        if (i + 1 < e->mappings)
+            e->kernels->elementwise(LNN_SILU, e->mapping[i].outputs, out, out);
+        x = out;
+    }
+    e->kernels->affine(&e->of_input, e->of_input.bias, x, e->driven_next);
+    return e->driven_next;
+}
+
+/* After drive(): the next interval starts with what it found. */
+static void settle(lnn_engine *e)
+{
+    if (e->changed) {
+        real *driven = e->driven_next;
+        e->driven_next = e->driven;
+        e->driven = driven;
+    }
+    e->changed = 0;
+    e->has_start = 1;
+}
+
+void lnn_jump(lnn_engine *e)
+{
+    drive(e);
+    settle(e);
 }
 
 int lnn_advance(lnn_engine *e, double dt)
@@ -324,12 +391,14 @@ int lnn_advance(lnn_engine *e, double dt)
     if (!(dt > 0 && count <= MOST_SUB_STEPS)) /* false for a NaN, too */
         return 0;
     const int64_t steps = count < 1 ? 1 : (int64_t)count;
-    if (!e->drive_is_current) {
-        e->kernels->affine(&e->of_input, e->of_input.bias, e->inputs, e->driven);
-        e->drive_is_current = 1;
-    }
-    e->kernels->neural_ltc(&e->cell, e->driven, e->joint, e->gate, steps,
+    const real *end = drive(e), *start = e->has_start ? e->driven : end;
+    if (e->hold == LNN_HOLD_CURRENT)
+        start = end;
+    else if (e->hold == LNN_HOLD_PREVIOUS)
+        end = start;
+    e->kernels->neural_ltc(&e->cell, start, end, e->joint, e->work, steps,
                            (real)(dt / (double)steps));
+    settle(e);
     return 1;
 }
 

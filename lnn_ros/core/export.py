@@ -65,7 +65,7 @@ class _Writer:
     def write(self) -> tuple[str, str]:
         contract = self._contract
         self._cell(contract)
-        self._readout(contract)
+        self._stacks(contract)
         if contract.encoder:
             self._encoder(contract)
         if contract.imu:
@@ -146,30 +146,36 @@ class _Writer:
         return f'{{{weight.shape[1]}, {weight.shape[0]}, {tables}}}'
 
     def _cell(self, contract: Contract) -> None:
-        take, units, inputs = self._tensors.take, contract.units, contract.inputs
-        for name, columns, bias in (
-            ('gate_input', inputs, take('cell.gate_bias', units)),
-            ('drive', inputs, take('cell.leak', units)),
-            ('gate_recurrent', units, np.zeros(units, dtype=np.float32)),
+        take, units, inputs = self._tensors.take, contract.units, contract.cell_inputs
+        for name, tensor, columns, bias in (
+            ('gate_input', 'gate_input', inputs, take('cell.gate_bias', units)),
+            ('current', 'drive', inputs, take('cell.leak', units)),
+            ('gate_recurrent', 'gate_recurrent', units, np.zeros(units, dtype=np.float32)),
         ):
-            table = self._dense(name, take(f'cell.{name}', units, columns), bias)
+            table = self._dense(name, take(f'cell.{tensor}', units, columns), bias)
             self._tables.append(f'static const struct NAME_dense NAME_{name} = {table};')
         self._array('gain', self._tensors.take_exp('cell.log_gain', units))
         self._array('reversal', take('cell.reversal', units))
         self._array('rate', self._tensors.take_exp('cell.log_tau', units, sign=-1))
         self._number('max_step', contract.max_step)
+        self._number('hold', {'linear': -1.0, 'previous': 0.0, 'current': 1.0}[contract.hold])
 
     def _number(self, name: str, value: float) -> None:
         self._tables.append(f'static const float NAME_{name} = {_float(value)};')
 
-    def _readout(self, contract: Contract) -> None:
-        sizes = (contract.units + contract.inputs, *contract.readout, len(contract.outputs))
-        rows = []
-        for i in range(len(sizes) - 1):
-            weight = self._tensors.take(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i])
-            bias = self._tensors.take(f'readout.{2 * i}.bias', sizes[i + 1])
-            rows.append(self._dense(f'readout_{i}', weight, bias))
-        self._list('dense', 'readout', rows)
+    def _stacks(self, contract: Contract) -> None:
+        inputs, outputs = contract.inputs, len(contract.outputs)
+        for name, sizes in (
+            ('mapping', (inputs, *contract.mapping)),
+            ('readout', (contract.units + inputs, *contract.readout, outputs)),
+        ):
+            rows = []
+            for i in range(len(sizes) - 1):
+                weight = self._tensors.take(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i])
+                bias = self._tensors.take(f'{name}.{2 * i}.bias', sizes[i + 1])
+                rows.append(self._dense(f'{name}_{i}', weight, bias))
+            if rows:
+                self._list('dense', name, rows)
         low, high = (np.array([getattr(o, e) for o in contract.outputs]) for e in ('min', 'max'))
         self._array('half', (high - low) / 2)
         self._array('middle', (high + low) / 2)
@@ -205,15 +211,12 @@ class _Writer:
 
     def _work(self) -> tuple[int, int]:
         """Return the sizes of the two buffers that layers write to in turn."""
-        outputs = [*self._contract.readout, len(self._contract.outputs)]
-        sizes = [max(outputs[0::2]), max(outputs[1::2], default=0)]
-        if self._contract.encoder:
-            planes = [int(np.prod(shape)) for shape in self._contract.encoder_shapes]
-            sizes = [
-                max(sizes[0], *planes[0::2]),
-                max([sizes[1], *planes[1::2]]),
-            ]
-        return sizes[0], sizes[1]
+        contract = self._contract
+        layers = [[*contract.readout, len(contract.outputs)], contract.mapping]
+        if contract.encoder:
+            layers.append([int(np.prod(shape)) for shape in contract.encoder_shapes])
+        first, second = (max(max(sizes[i::2], default=0) for sizes in layers) for i in (0, 1))
+        return first, second
 
     def _header(self) -> str:
         contract, (first, second) = self._contract, self._work()
@@ -223,6 +226,7 @@ class _Writer:
             units=contract.units,
             inputs=contract.inputs,
             outputs=len(contract.outputs),
+            mappings=len(contract.mapping),
             readouts=len(contract.readout) + 1,
             imu=len(imu.fields) if imu else 0,
             frame=_comment(imu.frame) if imu else '',

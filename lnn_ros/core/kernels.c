@@ -114,12 +114,18 @@ static void convolve(const lnn_convolution_plan *plan, const real *in, real *out
     }
 }
 
-static void neural_ltc(const lnn_neural_ltc_plan *plan, const real *driven, real *restrict state,
-                       real *restrict gate, int64_t steps, real dt)
+static void neural_ltc(const lnn_neural_ltc_plan *plan, const real *from, const real *to,
+                       real *restrict state, real *restrict work, int64_t steps, real dt)
 {
     const int64_t count = plan->lanes;
-    const real *current = driven + count;
-    for (; steps > 0; steps--) {
+    real *gate = work, *middle = work + count;
+    const real *driven = from == to ? from : middle, *current = driven + count;
+    for (int64_t k = 0; k < steps; k++) {
+        if (from != to) { /* what the input drives is affine in it, and so a ramp as the input is */
+            const real fraction = ((real)k + (real)0.5) / (real)steps;
+            for (int64_t i = 0; i < 2 * count; i++)
+                middle[i] = from[i] + fraction * (to[i] - from[i]);
+        }
         affine(&plan->recurrent, driven, state, gate);
         for (int64_t i = 0; i < count; i++) {
             /* f = gain sigmoid(...); h <- equilibrium + (h - equilibrium) exp(-dt (1 + f) / tau) */
@@ -143,6 +149,9 @@ static void elementwise(int function, int64_t count, const real *x, real *out)
     else if (function == LNN_TANH)
         for (int64_t i = 0; i < count; i++)
             out[i] = lnn_tanh(x[i]);
+    else if (function == LNN_SILU)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = x[i] * lnn_sigmoid(x[i]);
     else
         for (int64_t i = 0; i < count; i++)
             out[i] = x[i] < 0 ? 0 : x[i];

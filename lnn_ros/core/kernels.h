@@ -1,8 +1,7 @@
 /* The inner loops, compiled once per kind of processor; engine.c and image.c call them.
  *
  * Another cell is: a plan and a loop here, its tables in core.h's policy, and where engine.c lays
- * out, packs and advances the one that there is. A hold that needs the input before this one keeps
- * it beside `inputs` in engine.c. */
+ * out, packs and advances the one that there is. */
 #ifndef LNN_KERNELS_H
 #define LNN_KERNELS_H
 
@@ -52,9 +51,10 @@ struct lnn_kernels {
     /* out = bias + weight x */
     void (*affine)(const lnn_map *map, const real *bias, const real *x, real *out);
     void (*convolve)(const lnn_convolution_plan *plan, const real *in, real *out);
-    /* `steps` sub-steps of `dt` seconds; driven: the input's part of the gate, of the current */
-    void (*neural_ltc)(const lnn_neural_ltc_plan *plan, const real *driven, real *state, real *gate,
-                       int64_t steps, real dt);
+    /* `steps` sub-steps of `dt` seconds. The input's part of the gate and of the current, 2 lanes
+     * long, goes evenly from `from` to `to`, which may be the same; work: 3 lanes. */
+    void (*neural_ltc)(const lnn_neural_ltc_plan *plan, const real *from, const real *to,
+                       real *state, real *work, int64_t steps, real dt);
     void (*elementwise)(int function, int64_t count, const real *x, real *out);
     /* rows of bytes averaged into one row of reals */
     void (*average_rows)(const uint8_t *first, size_t step, int64_t count, const real share[3],
@@ -64,7 +64,7 @@ struct lnn_kernels {
     void (*average_columns)(const lnn_view *view, const real *row, int64_t plane, real *out);
 };
 
-enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU };
+enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU, LNN_SILU };
 
 extern const lnn_kernels lnn_kernels_baseline;
 #if defined(__x86_64__)

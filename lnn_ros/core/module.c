@@ -20,7 +20,8 @@
 #define MODULE_INIT PyInit__core
 #endif
 
-enum { MOST_LAYERS = 16, MOST_ARRAYS = 8 + 2 * MOST_LAYERS + 2 + 2 * MOST_LAYERS + 2 };
+/* cell, convolutions, features, mapping, readout, middle and half */
+enum { MOST_LAYERS = 16, MOST_ARRAYS = 8 + 2 * MOST_LAYERS + 2 + 4 * MOST_LAYERS + 2 };
 
 /* Fill `view` with the contiguous numbers of `object`; 0 (and no exception) if it has others. */
 static int get(PyObject *object, Py_buffer *view, const char *format, int flags)
@@ -67,13 +68,14 @@ static const lnn_kernels *variant_at(int index)
 typedef struct {
     lnn_policy policy;
     lnn_convolution convolution[MOST_LAYERS];
-    lnn_linear readout[MOST_LAYERS];
+    lnn_linear mapping[MOST_LAYERS], readout[MOST_LAYERS];
     Py_buffer views[MOST_ARRAYS];
     int viewed;
 } description;
 
-/* sizes: units, imu, channels, height, width, features, convolutions, readouts, then each
- * convolution's channels, kernel, stride, padding, then each readout layer's outputs */
+/* sizes: units, imu, channels, height, width, features, hold, convolutions, mappings, readouts, then
+ * each convolution's channels, kernel, stride, padding, then the outputs of each layer of the mapping
+ * and of the readout */
 static int read_sizes(description *d, PyObject *sizes, double max_step, double age_scale)
 {
     memset(d, 0, sizeof *d);
@@ -83,8 +85,9 @@ static int read_sizes(description *d, PyObject *sizes, double max_step, double a
         return 0;
     }
     const int64_t *n = view.buf, count = view.len / 8;
-    int good = count >= 8 && n[6] >= 0 && n[6] <= MOST_LAYERS && n[7] >= 1 &&
-               n[7] <= MOST_LAYERS && count == 8 + 4 * n[6] + n[7];
+    int good = count >= 10 && n[7] >= 0 && n[7] <= MOST_LAYERS && n[8] >= 0 &&
+               n[8] <= MOST_LAYERS && n[9] >= 1 && n[9] <= MOST_LAYERS &&
+               count == 10 + 4 * n[7] + n[8] + n[9];
     if (good) {
         lnn_policy *policy = &d->policy;
         policy->units = n[0];
@@ -93,13 +96,16 @@ static int read_sizes(description *d, PyObject *sizes, double max_step, double a
         policy->height = n[3];
         policy->width = n[4];
         policy->features.outputs = n[5];
-        policy->convolutions = n[6];
-        policy->readouts = n[7];
+        policy->hold = n[6];
+        policy->convolutions = n[7];
+        policy->mappings = n[8];
+        policy->readouts = n[9];
         policy->convolution = d->convolution;
+        policy->mapping = d->mapping;
         policy->readout = d->readout;
         policy->max_step = max_step;
         policy->age_scale = age_scale;
-        n += 8;
+        n += 10;
         for (int i = 0; i < policy->convolutions; i++, n += 4) {
             lnn_convolution *layer = &d->convolution[i];
             layer->channels = n[0];
@@ -107,8 +113,10 @@ static int read_sizes(description *d, PyObject *sizes, double max_step, double a
             layer->stride = n[2];
             layer->padding = n[3];
         }
+        for (int i = 0; i < policy->mappings; i++)
+            d->mapping[i].outputs = *n++;
         for (int i = 0; i < policy->readouts; i++)
-            d->readout[i].outputs = n[i];
+            d->readout[i].outputs = *n++;
     } else {
         PyErr_SetString(PyExc_ValueError, "sizes do not say a policy");
     }
@@ -135,6 +143,17 @@ static const real *next(description *d, PyObject *arrays, int64_t count)
     return view->buf;
 }
 
+static int64_t read_layers(description *d, PyObject *arrays, lnn_linear *layer, int64_t count,
+                           int64_t before)
+{
+    for (; count > 0; count--, layer++) {
+        layer->weight = next(d, arrays, layer->outputs * before);
+        layer->bias = next(d, arrays, layer->outputs);
+        before = layer->outputs;
+    }
+    return before;
+}
+
 /* Only after lnn_engine_size has accepted the sizes: then no product here can overflow. */
 static int read_arrays(description *d, PyObject *arrays)
 {
@@ -156,24 +175,20 @@ static int read_arrays(description *d, PyObject *arrays)
         inputs += features->outputs + 1;
     }
     const int64_t units = policy->units;
+    const int64_t mapped = read_layers(d, arrays, d->mapping, policy->mappings, inputs);
     lnn_neural_ltc *cell = &policy->cell;
-    cell->gate_input = next(d, arrays, units * inputs);
+    cell->gate_input = next(d, arrays, units * mapped);
     cell->gate_recurrent = next(d, arrays, units * units);
     cell->gate_bias = next(d, arrays, units);
     cell->gain = next(d, arrays, units);
-    cell->drive = next(d, arrays, units * inputs);
+    cell->drive = next(d, arrays, units * mapped);
     cell->reversal = next(d, arrays, units);
     cell->leak = next(d, arrays, units);
     cell->rate = next(d, arrays, units);
-    before = units + inputs;
-    for (int i = 0; i < policy->readouts; i++) {
-        lnn_linear *layer = &d->readout[i];
-        layer->weight = next(d, arrays, layer->outputs * before);
-        layer->bias = next(d, arrays, layer->outputs);
-        before = layer->outputs;
-    }
-    policy->middle = next(d, arrays, before);
-    policy->half = next(d, arrays, before);
+    const int64_t outputs =
+        read_layers(d, arrays, d->readout, policy->readouts, units + inputs);
+    policy->middle = next(d, arrays, outputs);
+    policy->half = next(d, arrays, outputs);
     return !PyErr_Occurred();
 }
 
@@ -280,6 +295,20 @@ static PyObject *engine_hold_age(Engine *self, PyObject *seconds)
     return PyBool_FromLong(lnn_hold_age(self->engine, age));
 }
 
+static PyObject *engine_reset(Engine *self, PyObject *nothing)
+{
+    (void)nothing;
+    lnn_reset(self->engine);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_jump(Engine *self, PyObject *nothing)
+{
+    (void)nothing;
+    lnn_jump(self->engine);
+    Py_RETURN_NONE;
+}
+
 static PyObject *engine_advance(Engine *self, PyObject *seconds)
 {
     const double dt = PyFloat_AsDouble(seconds);
@@ -300,6 +329,8 @@ static PyMethodDef engine_methods[] = {
     {"hold_image", (PyCFunction)engine_hold_image, METH_O, "False when refused."},
     {"hold_imu", (PyCFunction)engine_hold_imu, METH_O, "False when refused."},
     {"hold_age", (PyCFunction)engine_hold_age, METH_O, "False when refused."},
+    {"reset", (PyCFunction)engine_reset, METH_NOARGS, "Zero the state."},
+    {"jump", (PyCFunction)engine_jump, METH_NOARGS, "The next interval begins with what is held."},
     {"advance", (PyCFunction)engine_advance, METH_O, "False when refused."},
     {"command", (PyCFunction)engine_command, METH_NOARGS, "Fill the outputs."},
     {NULL, NULL, 0, NULL},

@@ -56,15 +56,17 @@ class NumpyEngine:
     def __init__(self, policy: Policy) -> None:
         contract = policy.contract
         tensors = Tensors(policy)
-        units, inputs = contract.units, contract.inputs
+        units, inputs, seen = contract.units, contract.inputs, contract.cell_inputs
         self._encoder = _Encoder(contract, tensors) if contract.encoder else None
 
+        self._mapping = _layers(tensors, 'mapping', (inputs, *contract.mapping))
+        self._tanh = np.empty(max(contract.mapping, default=0), dtype=np.float32)
         # Neural LTC (lnn_ros.liquid.cells.NeuralLTC). Both products with the input are one matrix:
         # rows [:units] drive the gate, rows [units:] the equilibrium.
         self._of_input = np.concatenate(
             (
-                tensors.take('cell.gate_input', units, inputs),
-                tensors.take('cell.drive', units, inputs),
+                tensors.take('cell.gate_input', units, seen),
+                tensors.take('cell.drive', units, seen),
             )
         )
         self._bias = np.concatenate(
@@ -87,20 +89,16 @@ class NumpyEngine:
         self._image_shape = (image.channels, image.height, image.width) if image else None
         self._imu_shape = self._imu.shape if contract.imu else None
         self._age_scale = contract.image.age_scale if contract.image else 1.0
-        self._driven = np.empty(2 * units, dtype=np.float32)
-        self._drive_is_current = False
+        # what the inputs drive in the cell: at the start of the interval that is to come, at its
+        # end, and in the middle of a sub-step
+        self._start, self._end, self._driven = np.zeros((3, 2 * units), dtype=np.float32)
+        self._changed, self._has_start = True, False
+        self._hold = contract.hold
         self._gate = np.empty(units, dtype=np.float32)
         self._work = np.empty(units, dtype=np.float32)
 
         sizes = (units + inputs, *contract.readout, len(contract.outputs))
-        self._readout = [
-            (
-                tensors.take(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i]),
-                tensors.take(f'readout.{2 * i}.bias', sizes[i + 1]),
-                np.empty(sizes[i + 1], dtype=np.float32),
-            )
-            for i in range(len(sizes) - 1)
-        ]
+        self._readout = _layers(tensors, 'readout', sizes)
         low = np.array([output.min for output in contract.outputs])
         high = np.array([output.max for output in contract.outputs])
         self._middle = ((high + low) / 2).astype(np.float32)
@@ -109,6 +107,7 @@ class NumpyEngine:
 
     def reset(self) -> None:
         self.state[:] = 0.0
+        self._has_start = False
 
     def hold_image(self, pixels: F32) -> None:
         check_input(pixels, self._image_shape, 'image', np.dtype(np.float32))
@@ -116,7 +115,7 @@ class NumpyEngine:
             raise ValueError('the image has values that are not finite, it is ignored')
         assert self._encoder is not None
         self._encoder.run(pixels, self._features)
-        self._drive_is_current = False
+        self._changed = True
 
     def hold_image_age(self, age: float) -> None:
         if self._encoder is None:
@@ -124,28 +123,59 @@ class NumpyEngine:
         if not math.isfinite(np.float32(age / self._age_scale)):
             raise ValueError(f'the image is {age} s old, but an age must be finite')
         self._joint[self._age_index] = age / self._age_scale
-        self._drive_is_current = False
+        self._changed = True
 
     def hold_imu(self, values: F32) -> None:
         check_input(values, self._imu_shape, 'imu', np.dtype(np.float32))
         if not np.isfinite(values).all():
             raise ValueError(f'imu is {values}, but every value must be finite')
         self._imu[:] = values
-        self._drive_is_current = False
+        self._changed = True
+
+    def jump(self) -> None:
+        self._drive()
+        self._settle()
+
+    def _drive(self) -> None:
+        """Compute what the held inputs drive at the end of the interval."""
+        if not self._changed:
+            np.copyto(self._end, self._start)
+            return
+        value, last = self._inputs, len(self._mapping) - 1
+        for i, (weight, bias, out) in enumerate(self._mapping):
+            np.matmul(weight, value, out=out)
+            out += bias
+            if i < last:  # SiLU, as tanh like the gate below
+                out *= 0.5
+                work = np.tanh(out, out=self._tanh[: out.size])
+                work *= out
+                out += work
+            value = out
+        np.matmul(self._of_input, value, out=self._end)
+        self._end += self._bias
+
+    def _settle(self) -> None:
+        """Let the next interval begin with the held inputs."""
+        self._start, self._end = self._end, self._start
+        self._changed, self._has_start = False, True
 
     def advance(self, dt: float) -> None:
         steps = sub_steps(dt, self._max_step)
         units = self.state.size
-        if not self._drive_is_current:
-            np.matmul(self._of_input, self._inputs, out=self._driven)
-            self._driven += self._bias
-            self._drive_is_current = True
+        self._drive()
+        start, end = self._start if self._has_start else self._end, self._end
+        driven = start if self._hold == 'previous' else end
         step = np.float32(-dt / steps)
         gate, work, state = self._gate, self._work, self.state
-        for _ in range(steps):
+        for k in range(steps):
+            if self._hold == 'linear':
+                driven = self._driven
+                np.subtract(end, start, out=driven)
+                driven *= np.float32((k + 0.5) / steps)
+                driven += start
             # f = gain * sigmoid(pre), as tanh: exp would overflow for a strongly closed gate
             np.matmul(self._recurrent, state, out=gate)
-            gate += self._driven[:units]
+            gate += driven[:units]
             gate *= 0.5
             np.tanh(gate, out=gate)
             gate += 1.0
@@ -153,7 +183,7 @@ class NumpyEngine:
             gate *= self._gain
             # equilibrium = (leak + drive + f * reversal) / (1 + f)
             np.multiply(gate, self._reversal, out=work)
-            work += self._driven[units:]
+            work += driven[units:]
             gate += 1.0
             work /= gate
             # state = equilibrium + (state - equilibrium) * exp(-dt (1 + f) / tau)
@@ -163,6 +193,7 @@ class NumpyEngine:
             state -= work
             state *= gate
             state += work
+        self._settle()
 
     def command(self) -> F32:
         value = self._joint
@@ -176,6 +207,18 @@ class NumpyEngine:
         value *= self._half
         value += self._middle
         return value
+
+
+def _layers(tensors: Tensors, name: str, sizes: tuple[int, ...]) -> list[tuple[F32, F32, F32]]:
+    """Return (weight, bias, room for the result) of each linear layer of a stack."""
+    return [
+        (
+            tensors.take(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i]),
+            tensors.take(f'{name}.{2 * i}.bias', sizes[i + 1]),
+            np.empty(sizes[i + 1], dtype=np.float32),
+        )
+        for i in range(len(sizes) - 1)
+    ]
 
 
 class _Encoder:

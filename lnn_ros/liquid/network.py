@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from lnn_ros.liquid.cells import Cell, LiquidCell
-from lnn_ros.liquid.sequence import HOLDS, fill, intervals, unroll
+from lnn_ros.liquid.sequence import fill, intervals, unroll
 from lnn_ros.liquid.solvers import Solver
+from lnn_ros.policy import HOLDS
 
 Cache = dict[str, Any]
 """{'layers': {'layer_1': {'h': (batch, units), 'u': ...}, ...}, 'held': (batch, embed_dim),
@@ -41,7 +42,7 @@ class LiquidLayer(nn.Module):
     Args:
         cell: `inputs` and `outputs` must be equal, for the sum.
         dropout: probability, while training.
-        hold: see `lnn_ros.liquid.sequence.HOLDS`; what is held is the normalised input.
+        hold: see `lnn_ros.policy.HOLDS`; what is held is the normalised input.
     """
 
     def __init__(self, cell: Cell, dropout: float, hold: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from lnn_ros.policy import Contract, Policy
 class PolicyNetwork(nn.Module):
     """Trains what `lnn_ros.core` runs; both give the same numbers to 1e-5.
 
-    The cell's input is u = [image features, image age, IMU numbers], each part present when the
-    contract asks for it. Inputs are held: over an interval the state is driven by what was known at
-    its start (`hold: previous`); the readout then sees the state and the newest inputs.
+    The inputs are u = [image features, image age, IMU numbers], each part present when the contract
+    asks for it. The cell sees mapping(u), over an interval as the contract's `hold` says; the
+    readout sees the state and the newest inputs.
 
     Args:
         contract: sizes and mappings.
@@ -30,12 +31,10 @@ class PolicyNetwork(nn.Module):
         self.contract = contract
         self.encoder = _encoder(contract) if contract.encoder else None
         solver = Solver(contract.solver, contract.max_step)
-        self.cell = NeuralLTC(contract.inputs, contract.units, tau_range, solver)
+        self.mapping = _layers((contract.inputs, *contract.mapping), nn.SiLU)
+        self.cell = NeuralLTC(contract.cell_inputs, contract.units, tau_range, solver)
         sizes = (contract.units + contract.inputs, *contract.readout, len(contract.outputs))
-        layers: list[nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.readout = nn.Sequential(*layers[:-1])
+        self.readout = _layers(sizes, nn.ReLU)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return features (n, features) of normalised images (n, channels, height, width)."""
@@ -47,9 +46,9 @@ class PolicyNetwork(nn.Module):
         """Run a sequence of held inputs.
 
         Args:
-            inputs: (steps + 1, batch, inputs): inputs[k] holds during interval k, and inputs[k + 1]
-                is what the readout sees at its end.
-            dt: (steps, batch) seconds, >= 0; 0 means that only the input changed.
+            inputs: (steps + 1, batch, inputs): inputs[k] at the start of interval k, inputs[k + 1]
+                at its end, where the readout sees them.
+            dt: (steps, batch) seconds, >= 0; 0 means that only the inputs changed.
             h: (batch, units), the state at the start.
 
         Returns:
@@ -63,10 +62,14 @@ class PolicyNetwork(nn.Module):
             raise ValueError('every dt must be finite and not negative')
         if not bool(torch.isfinite(inputs).all()):
             raise ValueError('the inputs have values that are not finite')
-        driven, solver = self.cell.driven_by(inputs[:-1]), self.cell.solver
+        driven, hold = self.cell.driven_by(self.mapping(inputs)).unbind(), self.contract.hold
         states = []
         for k in range(dt.shape[0]):
-            h = solver.advance(self.cell, driven[k], h, dt[k, :, None])
+            start, end = driven[k], driven[k + 1]
+            # what the input drives is affine in it, and so a ramp as the input is
+            path = partial(torch.lerp, start, end) if hold == 'linear' else None
+            held = end if hold == 'current' else start
+            h = self.cell.solver.advance(self.cell, path or held, h, dt[k, :, None])
             states.append(h)
         return self.readout(torch.cat((torch.stack(states), inputs[1:]), dim=-1)), h
 
@@ -85,6 +88,14 @@ class PolicyNetwork(nn.Module):
         tensors = {name: torch.from_numpy(np.array(t)) for name, t in policy.tensors.items()}
         network.load_state_dict(tensors)
         return network
+
+
+def _layers(sizes: tuple[int, ...], between: type[nn.Module]) -> nn.Sequential:
+    """Return linear layers of these sizes with an activation between them."""
+    layers: list[nn.Module] = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(before, after), between()]
+    return nn.Sequential(*layers[:-1])
 
 
 def _encoder(contract: Contract) -> nn.Sequential:

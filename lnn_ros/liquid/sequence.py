@@ -11,11 +11,7 @@ from torch import Tensor
 
 from lnn_ros.liquid.cells import Cell, require_finite, require_interval, require_shape
 from lnn_ros.liquid.solvers import require
-
-HOLDS = ('current', 'previous', 'linear')
-"""What the input is between two samples: the later one (as in ncps and Edifice), the earlier one
-(causal: what a running robot knows), or an even change from one to the other, the default: of
-second order in the interval, it makes a net least dependent on its rate (docs/rates.md)."""
+from lnn_ros.policy import HOLDS
 
 
 def intervals(u: Tensor, dt: float | Tensor | None, stamps_ns: Tensor | None) -> Tensor:
@@ -104,7 +100,7 @@ def unroll(
         u: (batch, steps, inputs).
         dt, stamps_ns: see `intervals`.
         h: (batch, units) to start from; zeros if not given.
-        hold: `current`, `previous` or `linear`.
+        hold: one of `lnn_ros.policy.HOLDS`.
         before: (batch, inputs), the sample before the first, for `previous` and `linear`; where it
             is NaN or not given, the first sample acts over its own interval.
 

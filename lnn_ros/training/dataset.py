@@ -94,6 +94,9 @@ class Recorder:
         self.dt = dt
         self._engine.advance(dt)
 
+    def jump(self) -> None:
+        self._engine.jump()
+
     def command(self) -> NDArray[np.float32]:
         return self._engine.command()
 

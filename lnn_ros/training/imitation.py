@@ -50,6 +50,8 @@ class Optimisation:
         chunk: messages through which gradients flow; the state runs on from chunk to chunk.
         learning_rate: of Adam at the start of a round; it falls to a tenth along a cosine.
         clip: largest gradient norm.
+        fine_unfolds: in the second half of a round's epochs, every other batch takes at least this
+            many sub-steps per interval, so that the network does not fit its solver's error.
         output_weights: how an error of each output counts, 1 / its SI unit.
         image_noise: standard deviation of noise on normalised pixels; brightness and contrast of a
             whole episode vary by twice as much.
@@ -59,6 +61,7 @@ class Optimisation:
     chunk: int
     learning_rate: float
     clip: float
+    fine_unfolds: int
     output_weights: tuple[float, ...]
     image_noise: float
 
@@ -136,6 +139,7 @@ class Trainer:
         self._middle = torch.tensor([(o.max + o.min) / 2 for o in outputs])
         self._half = torch.tensor([(o.max - o.min) / 2 for o in outputs])
         self._weight = torch.tensor(recipe.optimisation.output_weights) * self._half
+        self._solver = self.network.cell.solver
         self._checkpoint = folder / 'checkpoint.pt'
         self.best: dict[str, Any] = {}
         self.seconds = 0.0
@@ -181,14 +185,20 @@ class Trainer:
         )
         rng = np.random.default_rng((self.recipe.seed, number))
         bar = tqdm(range(epochs), title, unit='epoch')
-        for _ in bar:
+        fine = dataclasses.replace(self._solver, unfolds=options.fine_unfolds)
+        batches = 0
+        for epoch in bar:
             losses = []
             order = rng.permutation(len(episodes))
             for group in np.array_split(order, max(round(len(order) / options.batch), 1)):
                 batch = self._batch([episodes[i] for i in group], rng)
+                is_fine = 2 * epoch >= epochs and batches % 2 == 1
+                self.network.cell.solver = fine if is_fine else self._solver
                 losses.append(self._learn(batch, optimiser))
+                batches += 1
             schedule.step()
             bar.set_postfix(loss=f'{np.mean(losses):.4f}')
+        self.network.cell.solver = self._solver
 
     def _batch(self, episodes: list[dict[str, Any]], rng: np.random.Generator) -> Batch:
         """Stack episodes, each seen through a camera of its own brightness and contrast."""

@@ -41,13 +41,14 @@ def test_compiled_engine_equals_torch_over_ten_thousand_irregular_steps(policy) 
 
     commands = np.empty((10_000, len(contract.outputs)), dtype=np.float32)
     for k in range(10_001):
-        if k > 0:
-            engine.advance(float(dt[k - 1]))
         if k == 0 or of_step[k] != of_step[k - 1]:
             engine.hold_image(frames[of_step[k]])
         engine.hold_image_age(age[k])
         engine.hold_imu(imu[k])
-        if k > 0:
+        if k == 0:
+            engine.jump()
+        else:
+            engine.advance(float(dt[k - 1]))
             commands[k - 1] = engine.command()
     assert np.abs(engine.state - last[0].numpy()).max() < 1e-5
     assert np.abs(commands - expected).max() < 1e-5

@@ -9,6 +9,7 @@ from lnn_ros.core import open_engine
 from lnn_ros.core.numpy_engine import sub_steps
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.solvers import Solver
+from lnn_ros.policy import HOLDS
 from lnn_ros.share import share_directory
 
 KINDS = {
@@ -83,10 +84,10 @@ def test_engine_equals_the_torch_network_over_irregular_steps(policy):
     for b in range(BATCH):
         engine.reset()
         hold(0, b)
+        engine.jump()
         for k in range(STEPS):
-            if dt[k, b] > 0.0:
-                engine.advance(dt[k, b])
             hold(k + 1, b)
+            engine.advance(dt[k, b]) if dt[k, b] > 0.0 else engine.jump()
             ours[k, b] = (engine.command() - middle) / half
         ours_last[b] = engine.state
     np.testing.assert_allclose(ours, raw.numpy(), atol=1e-5)
@@ -130,17 +131,20 @@ def test_row_without_time_changes_the_readout_alone(policy):
     torch.testing.assert_close(raw[0], expected, rtol=0.0, atol=1e-5)
 
 
-def test_input_acts_from_its_own_message_on(policy):
-    # hold `previous`: what comes with the end of an interval has no part in that interval
-    network = PolicyNetwork.from_policy(policy)
-    inputs = torch.randn(2, 1, policy.contract.inputs)
-    other = torch.stack((inputs[0], inputs[1] + 1.0))
-    h, dt = torch.zeros(1, policy.contract.units), torch.full((1, 1), 0.1)
+@pytest.mark.parametrize('hold', HOLDS)
+def test_inputs_act_over_an_interval_as_the_hold_says(make_contract, make_policy, hold):
+    contract = make_contract(('imu',), 'imu', hold=hold)
+    network = PolicyNetwork.from_policy(make_policy(contract))
+    start, end, other = torch.randn(3, 1, contract.inputs)
+    h, dt = torch.zeros(1, contract.units), torch.full((1, 1), 0.1)
+
+    def state(first, last):
+        return network(torch.stack((first, last)), dt, h)[1]
+
     with torch.no_grad():
-        (raw, state), (raw_2, state_2) = network(inputs, dt, h), network(other, dt, h)
-        _, state_3 = network(other.flip(0), dt, h)
-    assert torch.equal(state, state_2) and not torch.equal(raw, raw_2)
-    assert not torch.equal(state, state_3)
+        assert torch.equal(state(start, end), state(other, end)) == (hold == 'current')
+        assert torch.equal(state(start, end), state(start, other)) == (hold == 'previous')
+        torch.testing.assert_close(state(end, end), network.cell(network.mapping(end), h, dt[0]))
 
 
 def test_network_gives_back_the_policy_that_it_was_made_from(policy):

@@ -35,6 +35,8 @@ def _random_policy(
     image: tuple[int, int, int] | None = (3, 18, 32),  # channels, height, width
     layers: tuple[tuple[int, int, int, int], ...] = ((8, 3, 2, 1), (16, 3, 2, 1), (16, 3, 2, 1)),
     imu: int = 6,
+    mapping: tuple[int, ...] = (20, 12),
+    hold: str = 'linear',
     readout: tuple[int, ...] = (40, 16),
     seed: int = 0,
 ) -> Policy:
@@ -45,7 +47,7 @@ def _random_policy(
         units=units,
         solver='exact',
         max_step=0.05,
-        hold='previous',
+        hold=hold,
         image=ImageContract(
             **sides, crop_top=0.25, crop_bottom=1.0, mean=0.45, scale=0.25, age_scale=0.25
         )
@@ -55,6 +57,7 @@ def _random_policy(
         encoder=EncoderContract(tuple(ConvLayer(*layer) for layer in layers), 24)
         if image
         else None,
+        mapping=mapping,
         readout=readout,
         outputs=(
             OutputContract('linear.x', 'm/s', 0.0, 2.0, 4.0, 0.0),
@@ -81,16 +84,17 @@ def _random_policy(
         last = 2 * len(contract.encoder.layers) + 1
         add(f'encoder.{last}.weight', 24, int(np.prod(shapes[-1])))
         add(f'encoder.{last}.bias', 24)
-    add('cell.gate_input', units, inputs)
-    add('cell.drive', units, inputs)
+    add('cell.gate_input', units, contract.cell_inputs)
+    add('cell.drive', units, contract.cell_inputs)
     add('cell.gate_recurrent', units, units)
     for name in ('gate_bias', 'log_gain', 'reversal', 'leak'):
         add(f'cell.{name}', units)
     tensors['cell.log_tau'] = np.log(rng.uniform(0.02, 2.0, units)).astype(np.float32)
-    sizes = (units + inputs, *readout, 2)
-    for i in range(len(sizes) - 1):
-        add(f'readout.{2 * i}.weight', sizes[i + 1], sizes[i])
-        add(f'readout.{2 * i}.bias', sizes[i + 1])
+    stacks = {'mapping': (inputs, *mapping), 'readout': (units + inputs, *readout, 2)}
+    for name, sizes in stacks.items():
+        for i in range(len(sizes) - 1):
+            add(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i])
+            add(f'{name}.{2 * i}.bias', sizes[i + 1])
     return Policy(contract, tensors)
 
 

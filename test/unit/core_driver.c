@@ -69,9 +69,20 @@ static int run_engine(const lnn_kernels *kernels)
         inputs += policy.features.outputs + 1;
     }
     const int64_t units = policy.units;
+    int64_t mapped = inputs;
+    lnn_linear mapping[3];
+    policy.hold = draw(3);
+    policy.mappings = draw(4);
+    policy.mapping = mapping;
+    for (int64_t i = 0; i < policy.mappings; i++) {
+        mapping[i].outputs = 1 + draw(40);
+        mapping[i].weight = weights(mapped * mapping[i].outputs);
+        mapping[i].bias = weights(mapping[i].outputs);
+        mapped = mapping[i].outputs;
+    }
     const lnn_neural_ltc cell = {
-        weights(units * inputs), weights(units * units), weights(units), weights(units),
-        weights(units * inputs), weights(units),         weights(units), weights(units),
+        weights(units * mapped), weights(units * units), weights(units), weights(units),
+        weights(units * mapped), weights(units),         weights(units), weights(units),
     };
     policy.cell = cell;
     lnn_linear readout[4];
@@ -101,7 +112,12 @@ static int run_engine(const lnn_kernels *kernels)
             if (policy.channels)
                 lnn_hold_image(engine, pixels), lnn_hold_age(engine, 0.1 * step);
             lnn_hold_imu(engine, imu);
-            lnn_advance(engine, 0.03 + 0.1 * step);
+            if (draw(3))
+                lnn_advance(engine, 0.03 + 0.1 * step);
+            else if (draw(2))
+                lnn_jump(engine);
+            else
+                lnn_reset(engine);
             lnn_command(engine);
         }
         for (int64_t i = 0; i < before; i++)

@@ -37,6 +37,10 @@ class Listening(NumpyEngine):
         self.heard.append(('advance', dt))
         super().advance(dt)
 
+    def jump(self):
+        self.heard.append('jump')
+        super().jump()
+
     def hold_image(self, pixels):
         self.heard.append('image')
         super().hold_image(pixels)
@@ -75,13 +79,13 @@ def test_engine_hears_intervals_inputs_and_ages_in_the_order_of_the_stamps(new_d
     drive.imu(21)
     drive.imu(32.5)
     assert engine.heard == [
-        'imu',
-        'imu',
-        *('image', ('age', 0.006)),
-        *(('advance', 0.01), 'imu', ('age', 0.016)),
-        *(('advance', 0.003), 'image', ('age', 0.0)),
-        *('imu', ('age', 0.0)),
-        *(('advance', 0.0095), 'imu', ('age', 0.0095)),
+        *('imu', 'jump'),
+        *('imu', 'jump'),
+        *('image', ('age', 0.006), 'jump'),
+        *('imu', ('age', 0.016), ('advance', 0.01)),
+        *('image', ('age', 0.0), ('advance', 0.003)),
+        *('imu', ('age', 0.0), 'jump'),
+        *('imu', ('age', 0.0095), ('advance', 0.0095)),
     ]
     assert drive.counts == {
         'received/imu': 5,

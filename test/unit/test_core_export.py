@@ -18,10 +18,10 @@ COMPILER = shutil.which('gcc') or shutil.which('clang') or 'cc'
 STRICT = ['-std=c99', '-pedantic', '-O2', '-Wall', '-Wextra', '-Werror', '-fPIC']
 SHAPES = {
     'car': {},
-    'imu_only': {'image': None, 'units': 19, 'imu': 3, 'readout': (7, 9, 4)},
-    'linear_readout': {'image': None, 'units': 1, 'readout': ()},
+    'imu_only': {'image': None, 'units': 19, 'imu': 3, 'readout': (7, 9, 4), 'hold': 'previous'},
+    'linear': {'image': None, 'units': 1, 'mapping': (), 'readout': ()},
     'mono_vision_only': {'image': (1, 11, 13), 'layers': ((5, 5, 3, 4), (3, 2, 1, 0)), 'imu': 0},
-    'no_convolution': {'image': (3, 4, 5), 'layers': (), 'readout': (50,)},
+    'no_convolution': {'image': (3, 4, 5), 'layers': (), 'mapping': (70,), 'hold': 'current'},
 }
 
 
@@ -68,8 +68,6 @@ def largest_difference(policy: Policy, exported: Exported, steps: int) -> float:
     worst = 0.0
     for k in range(steps):
         dt = float(np.float32(10 ** rng.uniform(-3, -0.5)))
-        engine.advance(dt)
-        assert exported.advance(dt) == 1
         if contract.image and k % 10 == 0:
             image = contract.image
             shape = (image.height, image.width, image.channels)
@@ -87,6 +85,15 @@ def largest_difference(policy: Policy, exported: Exported, steps: int) -> float:
             scaled = (sample[fields] - contract.imu.offset) / contract.imu.scale
             engine.hold_imu(scaled.astype(np.float32))
             assert exported.hold_imu(sample) == 1
+        if k % 7 == 3:  # as a late message
+            engine.jump()
+            exported.call('jump')
+        else:
+            engine.advance(dt)
+            assert exported.advance(dt) == 1
+        if k == 20:
+            engine.reset()
+            exported.call('reset')
         expected = np.clip(engine.command(), low, high)
         worst = max(worst, float(np.abs(exported.command() - expected).max()))
     return worst

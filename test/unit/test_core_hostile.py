@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from lnn_ros.core import build, open_engine
 from lnn_ros.core.numpy_engine import NumpyEngine
-from lnn_ros.policy import Policy, PolicyError, content_sha256, load
+from lnn_ros.policy import FORMAT_VERSION, Policy, PolicyError, content_sha256, load
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / 'lnn_ros' / 'core'
@@ -34,7 +34,7 @@ def document_of(policy: Policy) -> dict[str, Any]:
 
 def write(path: Path, contract: Any, tensors: dict[str, np.ndarray]) -> Path:
     document = {
-        'format_version': 1,
+        'format_version': FORMAT_VERSION,
         'contract': contract,
         'sha256': content_sha256(contract, tensors),
     }

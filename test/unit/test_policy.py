@@ -207,7 +207,7 @@ DEEP = '[' * 900 + ']' * 900
         ('contract', 'null', 'contract must be an object'),
         ('contract/cell', '"gru"', "cell is 'gru'"),
         ('contract/solver', '"euler"', "solver is 'euler'"),
-        ('contract/hold', '"linear"', "hold is 'linear'"),
+        ('contract/hold', '"quadratic"', "hold is 'quadratic', must be one of current"),
         ('contract/cell', '7', 'contract.cell must be of type str'),
         ('contract/units', 'true', 'contract.units must be of type int'),
         ('contract/units', '7.0', 'contract.units must be of type int'),
