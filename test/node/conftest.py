@@ -92,7 +92,7 @@ class Peer:
         self.node.destroy_node()
         self.context.try_shutdown()
 
-    def until(self, condition: Callable[[], Any], what: str, seconds: float = 10.0) -> Any:
+    def until(self, condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
         """Spin until `condition()` is true and return what it gave; fail after `seconds`."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):

@@ -97,7 +97,7 @@ def test_sensor_topics_are_best_effort_and_relative_and_the_clock_is_not(simulat
         (endpoint,) = find(topic)
         assert endpoint.topic_type == kind
         assert endpoint.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
-    assert peer.node.count_subscribers('/car1/cmd_vel') == 1
+    peer.until(lambda: peer.node.count_subscribers('/car1/cmd_vel') == 1, 'it listens')
 
 
 def test_stamps_are_capture_times_that_increase_while_latency_delivers_late(
