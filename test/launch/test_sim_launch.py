@@ -48,10 +48,10 @@ class Command:
     def text(self) -> str:
         return self.log.read_text()
 
-    def wait(self, seconds: float = 60.0) -> int:
+    def wait(self, seconds: float = 180.0) -> int:
         return self.process.wait(seconds)
 
-    def wait_for(self, text: str, seconds: float = 20.0) -> None:
+    def wait_for(self, text: str, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while text not in self.text():
             assert time.monotonic() < deadline, f'no "{text}" in {seconds} s:\n{self.text()}'
