@@ -12,9 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
-import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from lnn_ros.schema import PolicyError, build, require
+
 FORMAT_VERSION = 2
 MOST_ACTIVATIONS = 1 << 24  # numbers that one layer of the encoder may hold
 IMU_FIELDS = tuple(
@@ -32,19 +32,16 @@ IMU_FIELDS = tuple(
 """Numbers of a sensor_msgs/Imu that a policy may ask for, in the order in which they are read."""
 
 
+CELLS = {'ltc_neural': ('exact',), 'ltc_synaptic': ('exact', 'fused'), 'liquid': ('exact',)}
+"""Cells that a policy may have (`lnn_ros.liquid.cells`), and the solvers that run each."""
 HOLDS = ('current', 'previous', 'linear')
 """What the input is between two samples: the later one (as in ncps and Edifice), the earlier one
 (what a robot does that acts on what it last heard), or an even change from one to the other: of
 second order in the interval, it makes a net least dependent on its rate (docs/rates.md)."""
 
 
-class PolicyError(ValueError):
-    """A policy file that cannot be used; says which file, which entry and which rule."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise PolicyError(message)
+def _require_one(name: str, value: str, known: Iterable[str]) -> None:
+    require(value in known, f"{name} is '{value}', must be one of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -69,15 +66,15 @@ class ImageContract:
     age_scale: float
 
     def __post_init__(self) -> None:
-        _require(1 <= self.width <= 4096 and 1 <= self.height <= 4096, 'size must be 1-4096 pixels')
-        _require(self.channels in (1, 3), f'channels is {self.channels}, must be 1 or 3')
-        _require(
+        require(1 <= self.width <= 4096 and 1 <= self.height <= 4096, 'size must be 1-4096 pixels')
+        require(self.channels in (1, 3), f'channels is {self.channels}, must be 1 or 3')
+        require(
             0.0 <= self.crop_top < self.crop_bottom <= 1.0,
             f'crop [{self.crop_top}, {self.crop_bottom}) must lie in [0, 1]',
         )
-        _require(self.scale > 0.0 and self.age_scale > 0.0, 'scale and age_scale must be positive')
+        require(self.scale > 0.0 and self.age_scale > 0.0, 'scale and age_scale must be positive')
         # bounds within which every pixel and every age stays finite in float32
-        _require(
+        require(
             min(self.scale, self.age_scale) >= 1e-6 and abs(self.mean) <= 1e6,
             'scale and age_scale must be at least 1e-6, and mean at most 1e6 in size',
         )
@@ -100,12 +97,12 @@ class ImuContract:
 
     def __post_init__(self) -> None:
         unknown = set(self.fields) - set(IMU_FIELDS)
-        _require(bool(self.fields) and not unknown, f'unknown or no fields: {sorted(unknown)}')
-        _require(
+        require(bool(self.fields) and not unknown, f'unknown or no fields: {sorted(unknown)}')
+        require(
             len(self.fields) == len(self.offset) == len(self.scale),
             'fields, offset and scale must be equally long',
         )
-        _require(all(scale > 0.0 for scale in self.scale), 'every scale must be positive')
+        require(all(scale > 0.0 for scale in self.scale), 'every scale must be positive')
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,9 @@ class OutputContract:
     safe: float
 
     def __post_init__(self) -> None:
-        _require(self.min < self.max, f'{self.name}: min {self.min} must be < max {self.max}')
-        _require(self.min <= self.safe <= self.max, f'{self.name}: safe must lie in [min, max]')
-        _require(self.slew > 0.0, f'{self.name}: slew must be positive')
+        require(self.min < self.max, f'{self.name}: min {self.min} must be < max {self.max}')
+        require(self.min <= self.safe <= self.max, f'{self.name}: safe must lie in [min, max]')
+        require(self.slew > 0.0, f'{self.name}: slew must be positive')
 
 
 @dataclass(frozen=True)
@@ -143,11 +140,11 @@ class ConvLayer:
     padding: int
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             1 <= self.channels <= 1024 and 1 <= self.kernel <= 15 and 1 <= self.stride <= 8,
             f'convolution out of range: {self}',
         )
-        _require(0 <= self.padding < self.kernel, f'padding must be < kernel: {self}')
+        require(0 <= self.padding < self.kernel, f'padding must be < kernel: {self}')
 
 
 @dataclass(frozen=True)
@@ -158,8 +155,8 @@ class EncoderContract:
     features: int
 
     def __post_init__(self) -> None:
-        _require(1 <= self.features <= 4096, f'features is {self.features}, must be 1-4096')
-        _require(len(self.layers) <= 8, f'{len(self.layers)} convolutions, must be at most 8')
+        require(1 <= self.features <= 4096, f'features is {self.features}, must be 1-4096')
+        require(len(self.layers) <= 8, f'{len(self.layers)} convolutions, must be at most 8')
 
 
 @dataclass(frozen=True)
@@ -167,10 +164,12 @@ class Contract:
     """Everything about a policy but its tensors.
 
     Attributes:
-        cell: form of the liquid cell; `ltc_neural` is the one that the engines run.
+        cell: form of the liquid cell, one of `CELLS`.
         units: number of the cell's units.
-        solver: how an interval is integrated; `exact` (exponential Euler).
-        max_step: longest sub-step of the solver, in seconds.
+        motor_neurons: how many of them, from the first on, the readout sees; all, but for
+            `ltc_synaptic`, whose wiring has motor neurons.
+        solver: how an interval is integrated, see `CELLS`.
+        max_step, unfolds: longest sub-step of the solver, in seconds, and fewest in an interval.
         hold: what the inputs are over an interval, one of `HOLDS`; its end is the stamp of the
             message that is being taken.
         image, imu, encoder: inputs; image and encoder go together, either input may be absent.
@@ -186,8 +185,10 @@ class Contract:
 
     cell: str
     units: int
+    motor_neurons: int
     solver: str
     max_step: float
+    unfolds: int
     hold: str
     image: ImageContract | None
     imu: ImuContract | None
@@ -201,29 +202,34 @@ class Contract:
     provenance: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for name, known in (('cell', 'ltc_neural'), ('solver', 'exact')):
-            value = getattr(self, name)
-            _require(value == known, f"{name} is '{value}', this version runs '{known}'")
-        _require(self.hold in HOLDS, f"hold is '{self.hold}', must be one of {', '.join(HOLDS)}")
-        _require(1 <= self.units <= 4096, f'units is {self.units}, must be 1-4096')
+        _require_one('cell', self.cell, CELLS)
+        _require_one('solver', self.solver, CELLS[self.cell])
+        _require_one('hold', self.hold, HOLDS)
+        require(1 <= self.units <= 4096, f'units is {self.units}, must be 1-4096')
+        least = 1 if self.cell == 'ltc_synaptic' else self.units
+        require(
+            least <= self.motor_neurons <= self.units,
+            f'motor_neurons is {self.motor_neurons}, must be {least}-{self.units}',
+        )
+        require(1 <= self.unfolds <= 1000, f'unfolds is {self.unfolds}, must be 1-1000')
         # a step costs dt / max_step sub-steps: a damaged number must not stop the robot's clock
-        _require(self.max_step >= 1e-4, f'max_step is {self.max_step} s, must be at least 0.0001 s')
+        require(self.max_step >= 1e-4, f'max_step is {self.max_step} s, must be at least 0.0001 s')
         for name in ('mapping', 'readout'):
             sizes = getattr(self, name)
-            _require(len(sizes) <= 8, f'{len(sizes)} layers of {name}, must be at most 8')
-            _require(
+            require(len(sizes) <= 8, f'{len(sizes)} layers of {name}, must be at most 8')
+            require(
                 all(1 <= size <= 4096 for size in sizes),
                 f'{name} is {sizes}, every size must be 1-4096',
             )
-        _require(bool(self.outputs), 'there must be an output')
-        _require(len(self.outputs) <= 64, f'{len(self.outputs)} outputs, must be at most 64')
+        require(bool(self.outputs), 'there must be an output')
+        require(len(self.outputs) <= 64, f'{len(self.outputs)} outputs, must be at most 64')
         names = [output.name for output in self.outputs]
-        _require(len(set(names)) == len(names), f'output names {names} must differ')
-        _require((self.image is None) == (self.encoder is None), 'image and encoder go together')
+        require(len(set(names)) == len(names), f'output names {names} must differ')
+        require((self.image is None) == (self.encoder is None), 'image and encoder go together')
         self._check_encoder()
-        _require(self.trigger in self.streams, f"trigger '{self.trigger}' is not one of the inputs")
+        require(self.trigger in self.streams, f"trigger '{self.trigger}' is not one of the inputs")
         low, high = self.dt_range
-        _require(0.0 < low <= high, f'dt_range {self.dt_range} must be positive and ascending')
+        require(0.0 < low <= high, f'dt_range {self.dt_range} must be positive and ascending')
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -259,15 +265,15 @@ class Contract:
         if self.encoder is None:
             return
         shapes = self.encoder_shapes
-        _require(math.prod(shapes[0]) <= MOST_ACTIVATIONS, 'the image has too many pixels')
+        require(math.prod(shapes[0]) <= MOST_ACTIVATIONS, 'the image has too many pixels')
         for i, layer in enumerate(self.encoder.layers):
             (before, height, width), (channels, rows, columns) = shapes[i], shapes[i + 1]
             k = layer.kernel
-            _require(
+            require(
                 rows >= 1 and columns >= 1,
                 f'encoder.{2 * i}: a {k}x{k} kernel does not fit a {width}x{height} input',
             )
-            _require(
+            require(
                 max(before * k * k, channels) * rows * columns <= MOST_ACTIVATIONS,
                 f'encoder.{2 * i} takes or gives too many numbers, use larger strides',
             )
@@ -339,58 +345,23 @@ def load(path: Path) -> Policy:
 
 
 def _check(metadata: Mapping[str, str], tensors: dict[str, NDArray[Any]]) -> Policy:
-    _require('lnn_ros' in metadata, 'a .safetensors file, but not a policy: no lnn_ros metadata')
+    require('lnn_ros' in metadata, 'a .safetensors file, but not a policy: no lnn_ros metadata')
     try:
         document = json.loads(metadata['lnn_ros'])
     except (ValueError, RecursionError) as error:
         raise PolicyError(f'its metadata is not JSON ({error})') from None
-    _require(isinstance(document, dict), 'its metadata must be a JSON object')
+    require(isinstance(document, dict), 'its metadata must be a JSON object')
     version = document.get('format_version')
-    _require(
+    require(
         type(version) is int and version == FORMAT_VERSION,
         f'format version {version}, this version of lnn_ros reads {FORMAT_VERSION}',
     )
     for name, tensor in tensors.items():
-        _require(tensor.dtype == np.float32, f"tensor '{name}' is {tensor.dtype}, must be float32")
-        _require(bool(np.isfinite(tensor).all()), f"tensor '{name}' has values that are not finite")
+        require(tensor.dtype == np.float32, f"tensor '{name}' is {tensor.dtype}, must be float32")
+        require(bool(np.isfinite(tensor).all()), f"tensor '{name}' has values that are not finite")
     contract = build(Contract, document.get('contract'), 'contract')
-    _require(
+    require(
         document.get('sha256') == content_sha256(document['contract'], tensors),
         'its content does not match its sha256: the file is damaged or was edited',
     )
     return Policy(contract, tensors)
-
-
-def build(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed JSON into the annotated type `kind`, refusing what does not fit, by name."""
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if type(None) in arguments:  # X | None
-        return None if value is None else build(arguments[0], value, where)
-    if dataclasses.is_dataclass(kind):
-        _require(isinstance(value, dict), f'{where} must be an object')
-        fields = typing.get_type_hints(kind)
-        odd = sorted(set(fields) ^ set(value))
-        _require(not odd, f'{where}: missing or unknown entries: {", ".join(map(str, odd))}')
-        parts = {name: build(fields[name], value[name], f'{where}.{name}') for name in fields}
-        make: Any = kind
-        try:
-            return make(**parts)
-        except PolicyError as error:
-            raise PolicyError(f'{where}: {error}') from None
-    if origin is tuple:
-        _require(isinstance(value, list), f'{where} must be a list')
-        if arguments[-1] is not Ellipsis:
-            _require(len(value) == len(arguments), f'{where} must have {len(arguments)} entries')
-        return tuple(build(arguments[0], item, f'{where}[{i}]') for i, item in enumerate(value))
-    if origin is not None:  # Mapping[str, Any]
-        _require(isinstance(value, dict), f'{where} must be an object')
-        return value
-    if kind is float:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        largest = sys.float_info.max  # an int may be too large for math.isfinite
-        _require(is_number and -largest <= value <= largest, f'{where} must be a finite number')
-        return float(value)
-    _require(type(value) is kind, f'{where} must be of type {kind.__name__}, is {value!r}')
-    return value

@@ -19,7 +19,8 @@ os.environ.pop('ROS_STATIC_PEERS', None)  # LOCALHOST would still reach these
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from lnn_ros.policy import IMU_FIELDS, Contract, Policy, build  # noqa: E402
+from lnn_ros.policy import IMU_FIELDS, Contract, Policy  # noqa: E402
+from lnn_ros.schema import build  # noqa: E402
 
 
 def _contract(streams, trigger, channels=3, **changes):
@@ -50,8 +51,10 @@ def _contract(streams, trigger, channels=3, **changes):
     document = {
         'cell': 'ltc_neural',
         'units': 7,
+        'motor_neurons': 7,
         'solver': 'exact',
         'max_step': 0.05,
+        'unfolds': 1,
         'hold': 'linear',
         'image': image if 'image' in streams else None,
         'imu': imu if 'imu' in streams else None,

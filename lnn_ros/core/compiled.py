@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from lnn_ros.core.numpy_engine import check_input, interval_error
 from lnn_ros.core.tensors import Tensors
 from lnn_ros.core.view import View
-from lnn_ros.policy import HOLDS, Contract, Policy, PolicyError
+from lnn_ros.policy import HOLDS, Contract, Policy
+from lnn_ros.schema import PolicyError
 
 F32 = NDArray[np.float32]
 FASTEST = -1

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lnn_ros.core.tensors import Tensors
+from lnn_ros.core.numpy_cells import make_cell
+from lnn_ros.core.tensors import Tensors, take_cell
 from lnn_ros.policy import Contract, ConvLayer, Policy
 
 F32 = NDArray[np.float32]
@@ -25,8 +26,8 @@ def interval_error(dt: float, max_step: float) -> ValueError:
     return ValueError(f'dt is {dt} s, but an interval must be finite and greater than 0 s')
 
 
-def sub_steps(dt: float, max_step: float) -> int:
-    """Return how many equal sub-steps of at most `max_step` make up `dt`.
+def sub_steps(dt: float, max_step: float, unfolds: int = 1) -> int:
+    """Return how many equal sub-steps of at most `max_step`, and at least `unfolds`, make up `dt`.
 
     The margin keeps a dt of a whole number of steps at that number in float32 and float64 alike.
 
@@ -36,7 +37,7 @@ def sub_steps(dt: float, max_step: float) -> int:
     count = dt / max_step * (1.0 - 1e-6)
     if not (dt > 0.0 and count <= MOST_SUB_STEPS):
         raise interval_error(dt, max_step)
-    return max(math.ceil(count), 1)
+    return max(math.ceil(count), unfolds)
 
 
 def check_input(array: Any, shape: tuple[int, ...] | None, name: str, real: Any) -> None:
@@ -56,48 +57,35 @@ class NumpyEngine:
     def __init__(self, policy: Policy) -> None:
         contract = policy.contract
         tensors = Tensors(policy)
-        units, inputs, seen = contract.units, contract.inputs, contract.cell_inputs
+        units, inputs, motors = contract.units, contract.inputs, contract.motor_neurons
         self._encoder = _Encoder(contract, tensors) if contract.encoder else None
 
         self._mapping = _layers(tensors, 'mapping', (inputs, *contract.mapping))
         self._tanh = np.empty(max(contract.mapping, default=0), dtype=np.float32)
-        # Neural LTC (lnn_ros.liquid.cells.NeuralLTC). Both products with the input are one matrix:
-        # rows [:units] drive the gate, rows [units:] the equilibrium.
-        self._of_input = np.concatenate(
-            (
-                tensors.take('cell.gate_input', units, seen),
-                tensors.take('cell.drive', units, seen),
-            )
-        )
-        self._bias = np.concatenate(
-            (tensors.take('cell.gate_bias', units), tensors.take('cell.leak', units))
-        )
-        self._recurrent = tensors.take('cell.gate_recurrent', units, units)
-        self._gain = tensors.take_exp('cell.log_gain', units)
-        self._reversal = tensors.take('cell.reversal', units)
-        self._rate = tensors.take_exp('cell.log_tau', units, sign=-1)  # 1 / tau, 1/s
-        self._max_step = contract.max_step
+        arrays = take_cell(contract, tensors)
+        self._cell = make_cell(contract, arrays)
+        self._max_step, self._unfolds = contract.max_step, contract.unfolds
 
-        self._joint = np.zeros(units + inputs, dtype=np.float32)  # [state, held inputs]
-        self.state = self._joint[:units]
-        self._inputs = self._joint[units:]
+        self.state = np.zeros(units, dtype=np.float32)
+        self._joint = np.zeros(motors + inputs, dtype=np.float32)  # [what is read, held inputs]
+        self._read, self._inputs = self._joint[:motors], self._joint[motors:]
+        is_mapped = 'output_w' in arrays
+        self._read_map = (arrays['output_w'], arrays['output_b']) if is_mapped else None
         features = contract.encoder.features if contract.encoder else 0
         self._features = self._inputs[:features]
         self._imu = self._inputs[features + 1 :] if features else self._inputs
-        self._age_index = units + features
+        self._age_index = features
         image = contract.image
         self._image_shape = (image.channels, image.height, image.width) if image else None
         self._imu_shape = self._imu.shape if contract.imu else None
         self._age_scale = contract.image.age_scale if contract.image else 1.0
         # what the inputs drive in the cell: at the start of the interval that is to come, at its
         # end, and in the middle of a sub-step
-        self._start, self._end, self._driven = np.zeros((3, 2 * units), dtype=np.float32)
+        self._start, self._end, self._driven = np.zeros((3, self._cell.driven), dtype=np.float32)
         self._changed, self._has_start = True, False
         self._hold = contract.hold
-        self._gate = np.empty(units, dtype=np.float32)
-        self._work = np.empty(units, dtype=np.float32)
 
-        sizes = (units + inputs, *contract.readout, len(contract.outputs))
+        sizes = (motors + inputs, *contract.readout, len(contract.outputs))
         self._readout = _layers(tensors, 'readout', sizes)
         low = np.array([output.min for output in contract.outputs])
         high = np.array([output.max for output in contract.outputs])
@@ -122,7 +110,7 @@ class NumpyEngine:
             raise ValueError('this policy takes no image')
         if not math.isfinite(np.float32(age / self._age_scale)):
             raise ValueError(f'the image is {age} s old, but an age must be finite')
-        self._joint[self._age_index] = age / self._age_scale
+        self._inputs[self._age_index] = age / self._age_scale
         self._changed = True
 
     def hold_imu(self, values: F32) -> None:
@@ -151,8 +139,7 @@ class NumpyEngine:
                 work *= out
                 out += work
             value = out
-        np.matmul(self._of_input, value, out=self._end)
-        self._end += self._bias
+        self._cell.drive(value, self._end)
 
     def _settle(self) -> None:
         """Let the next interval begin with the held inputs."""
@@ -160,42 +147,24 @@ class NumpyEngine:
         self._changed, self._has_start = False, True
 
     def advance(self, dt: float) -> None:
-        steps = sub_steps(dt, self._max_step)
-        units = self.state.size
+        steps = sub_steps(dt, self._max_step, self._unfolds)
         self._drive()
         start, end = self._start if self._has_start else self._end, self._end
         driven = start if self._hold == 'previous' else end
-        step = np.float32(-dt / steps)
-        gate, work, state = self._gate, self._work, self.state
         for k in range(steps):
             if self._hold == 'linear':
                 driven = self._driven
                 np.subtract(end, start, out=driven)
                 driven *= np.float32((k + 0.5) / steps)
                 driven += start
-            # f = gain * sigmoid(pre), as tanh: exp would overflow for a strongly closed gate
-            np.matmul(self._recurrent, state, out=gate)
-            gate += driven[:units]
-            gate *= 0.5
-            np.tanh(gate, out=gate)
-            gate += 1.0
-            gate *= 0.5
-            gate *= self._gain
-            # equilibrium = (leak + drive + f * reversal) / (1 + f)
-            np.multiply(gate, self._reversal, out=work)
-            work += driven[units:]
-            gate += 1.0
-            work /= gate
-            # state = equilibrium + (state - equilibrium) * exp(-dt (1 + f) / tau)
-            gate *= self._rate
-            gate *= step
-            np.exp(gate, out=gate)
-            state -= work
-            state *= gate
-            state += work
+            self._cell.step(driven, self.state, dt / steps)
         self._settle()
 
     def command(self) -> F32:
+        np.copyto(self._read, self.state[: self._read.size])
+        if self._read_map:
+            self._read *= self._read_map[0]
+            self._read += self._read_map[1]
         value = self._joint
         last = len(self._readout) - 1
         for i, (weight, bias, out) in enumerate(self._readout):
@@ -211,14 +180,8 @@ class NumpyEngine:
 
 def _layers(tensors: Tensors, name: str, sizes: tuple[int, ...]) -> list[tuple[F32, F32, F32]]:
     """Return (weight, bias, room for the result) of each linear layer of a stack."""
-    return [
-        (
-            tensors.take(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i]),
-            tensors.take(f'{name}.{2 * i}.bias', sizes[i + 1]),
-            np.empty(sizes[i + 1], dtype=np.float32),
-        )
-        for i in range(len(sizes) - 1)
-    ]
+    stack = tensors.take_stack(name, sizes)
+    return [(weight, bias, np.empty_like(bias)) for weight, bias in stack]
 
 
 class _Encoder:

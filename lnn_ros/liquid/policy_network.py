@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lnn_ros.liquid.cells import NeuralLTC
+from lnn_ros.liquid.cells import Cell, LiquidCell, NeuralLTC, SynapticLTC
 from lnn_ros.liquid.solvers import Solver
+from lnn_ros.liquid.wiring import FullyConnected, Wiring
 from lnn_ros.policy import Contract, Policy
+
+SYNAPSES = ('synapses', 'sensory')
 
 
 class PolicyNetwork(nn.Module):
@@ -19,21 +21,26 @@ class PolicyNetwork(nn.Module):
 
     The inputs are u = [image features, image age, IMU numbers], each part present when the contract
     asks for it. The cell sees mapping(u), over an interval as the contract's `hold` says; the
-    readout sees the state and the newest inputs.
+    readout sees what the cell gives to read (the state, or motor neurons) and the newest inputs.
 
     Args:
         contract: sizes and mappings.
-        tau_range: where the cell's time constants start out, in seconds.
+        tau_range: where the time constants of an LTC start out, in seconds.
+        wiring: of the synaptic form; by default everything is connected.
     """
 
-    def __init__(self, contract: Contract, tau_range: tuple[float, float] = (0.05, 5.0)) -> None:
+    def __init__(
+        self,
+        contract: Contract,
+        tau_range: tuple[float, float] = (0.05, 5.0),
+        wiring: Wiring | None = None,
+    ) -> None:
         super().__init__()
         self.contract = contract
         self.encoder = _encoder(contract) if contract.encoder else None
-        solver = Solver(contract.solver, contract.max_step)
         self.mapping = _layers((contract.inputs, *contract.mapping), nn.SiLU)
-        self.cell = NeuralLTC(contract.cell_inputs, contract.units, tau_range, solver)
-        sizes = (contract.units + contract.inputs, *contract.readout, len(contract.outputs))
+        self.cell = _cell(contract, tau_range, wiring)
+        sizes = (contract.motor_neurons + contract.inputs, *contract.readout, len(contract.outputs))
         self.readout = _layers(sizes, nn.ReLU)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -62,32 +69,49 @@ class PolicyNetwork(nn.Module):
             raise ValueError('every dt must be finite and not negative')
         if not bool(torch.isfinite(inputs).all()):
             raise ValueError('the inputs have values that are not finite')
-        driven, hold = self.cell.driven_by(self.mapping(inputs)).unbind(), self.contract.hold
+        x, cell, hold = self.mapping(inputs), self.cell, self.contract.hold
+        driven = cell.driven_by(x[:-1] if hold == 'previous' else x[1:])
         states = []
         for k in range(dt.shape[0]):
-            start, end = driven[k], driven[k + 1]
-            # what the input drives is affine in it, and so a ramp as the input is
-            path = partial(torch.lerp, start, end) if hold == 'linear' else None
-            held = end if hold == 'current' else start
-            h = self.cell.solver.advance(self.cell, path or held, h, dt[k, :, None])
+            path = cell.ramp(x[k], x[k + 1]) if hold == 'linear' else driven[k]
+            h = cell.solver.advance(cell, path, h, dt[k, :, None])
             states.append(h)
-        return self.readout(torch.cat((torch.stack(states), inputs[1:]), dim=-1)), h
+        return self.readout(torch.cat((cell.read(torch.stack(states)), inputs[1:]), dim=-1)), h
 
     def to_policy(self, contract: Contract | None = None) -> Policy:
         """Return the parameters with their contract (or another one of the same sizes)."""
-        tensors = {
-            name: np.ascontiguousarray(value.detach().cpu().numpy(), dtype=np.float32)
-            for name, value in self.state_dict().items()
+        values = {
+            name: parameter.detach().cpu().numpy() for name, parameter in self.named_parameters()
         }
+        if isinstance(self.cell, SynapticLTC):
+            for kind in SYNAPSES:
+                values[f'cell.{kind}.adjacency'] = getattr(self.cell, kind).adjacency()
+        tensors = {n: np.ascontiguousarray(v, dtype=np.float32) for n, v in values.items()}
         return Policy(contract or self.contract, tensors)
 
     @classmethod
     def from_policy(cls, policy: Policy) -> PolicyNetwork:
         """Return the network that a policy file holds."""
-        network = cls(policy.contract)
-        tensors = {name: torch.from_numpy(np.array(t)) for name, t in policy.tensors.items()}
-        network.load_state_dict(tensors)
+        contract, tensors, wiring = policy.contract, dict(policy.tensors), None
+        if contract.cell == 'ltc_synaptic':
+            synapses, sensory = (tensors.pop(f'cell.{kind}.adjacency') for kind in SYNAPSES)
+            wiring = Wiring(synapses, sensory, contract.motor_neurons)
+        network = cls(contract, wiring=wiring)
+        state = dict(network.named_buffers())  # the wiring, once more
+        state |= {name: torch.from_numpy(np.array(t)) for name, t in tensors.items()}
+        network.load_state_dict(state)
         return network
+
+
+def _cell(contract: Contract, tau_range: tuple[float, float], wiring: Wiring | None) -> Cell:
+    seen, units = contract.cell_inputs, contract.units
+    solver = Solver(contract.solver, contract.max_step, contract.unfolds)
+    if contract.cell == 'ltc_neural':
+        return NeuralLTC(seen, units, tau_range, solver)
+    if contract.cell == 'liquid':
+        return LiquidCell(seen, units, solver)
+    wiring = wiring or FullyConnected(seen, units, contract.motor_neurons)
+    return SynapticLTC(wiring, tau_range, solver)
 
 
 def _layers(sizes: tuple[int, ...], between: type[nn.Module]) -> nn.Sequential:

@@ -25,7 +25,9 @@ from tqdm import tqdm
 from lnn_ros import __version__
 from lnn_ros import policy as policy_file
 from lnn_ros.liquid.policy_network import PolicyNetwork
-from lnn_ros.policy import Contract, PolicyError
+from lnn_ros.liquid.wiring import AutoNCP, Wiring
+from lnn_ros.policy import Contract
+from lnn_ros.schema import PolicyError, build
 from lnn_ros.training.dataset import Collection, collect
 from lnn_ros.training.evaluation import NOMINAL, Condition, Evaluation
 
@@ -75,7 +77,8 @@ class Recipe:
         training_tracks, validation_tracks: first track seed of each; the evaluation uses seeds from
             0.
         validation_episodes, validation_duration: how the best network is chosen; seconds.
-        tau_range: where the cell's time constants start out, in seconds.
+        tau_range: where the time constants of an LTC start out, in seconds.
+        sparsity: of the AutoNCP wiring of a synaptic cell; null: everything is connected.
         contract: the policy's contract but for its provenance.
     """
 
@@ -85,6 +88,7 @@ class Recipe:
     validation_episodes: int
     validation_duration: float
     tau_range: tuple[float, float]
+    sparsity: float | None
     rounds: tuple[Round, ...]
     optimisation: Optimisation
     collection: Collection
@@ -98,9 +102,21 @@ def load_recipe(path: Path) -> Recipe:
     except (OSError, yaml.YAMLError) as error:
         raise PolicyError(f'{path}: cannot be read ({error})') from None
     try:
-        return policy_file.build(Recipe, document, 'recipe')
+        return build(Recipe, document, 'recipe')
     except PolicyError as error:
         raise PolicyError(f'{path}: {error}') from None
+
+
+def _wiring(recipe: Recipe) -> Wiring | None:
+    contract = recipe.contract
+    if recipe.sparsity is None:
+        return None
+    if contract.cell != 'ltc_synaptic':
+        raise PolicyError(
+            f"sparsity is of a wiring, which the cell '{contract.cell}' does not have"
+        )
+    sizes = contract.cell_inputs, contract.units, contract.motor_neurons
+    return AutoNCP(*sizes, recipe.sparsity, recipe.seed)
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,7 @@ class Trainer:
             )
         kept.write_text(repr(recipe))
         torch.manual_seed(recipe.seed)
-        self.network = PolicyNetwork(recipe.contract, recipe.tau_range)
+        self.network = PolicyNetwork(recipe.contract, recipe.tau_range, _wiring(recipe))
         outputs = recipe.contract.outputs
         self._middle = torch.tensor([(o.max + o.min) / 2 for o in outputs])
         self._half = torch.tensor([(o.max - o.min) / 2 for o in outputs])

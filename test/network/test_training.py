@@ -13,8 +13,8 @@ from lnn_ros import policy as policy_file
 from lnn_ros.controller import Controller
 from lnn_ros.core import open_engine
 from lnn_ros.liquid.policy_network import PolicyNetwork
-from lnn_ros.policy import PolicyError
 from lnn_ros.results import write_results
+from lnn_ros.schema import PolicyError, build
 from lnn_ros.share import share_directory
 from lnn_ros.sim.car import CarWorld
 from lnn_ros.sim.episode import LaneScore
@@ -49,7 +49,7 @@ def tiny_document():
 
 @pytest.fixture(scope='module')
 def recipe():
-    return policy_file.build(Recipe, tiny_document(), 'recipe')
+    return build(Recipe, tiny_document(), 'recipe')
 
 
 class Interrupted(Exception):

@@ -37,16 +37,22 @@ def _random_policy(
     imu: int = 6,
     mapping: tuple[int, ...] = (20, 12),
     hold: str = 'linear',
+    cell: str = 'ltc_neural',
+    motors: int | None = None,
+    solver: str = 'exact',
+    unfolds: int = 1,
     readout: tuple[int, ...] = (40, 16),
     seed: int = 0,
 ) -> Policy:
     """Return a policy with random weights; layers are (channels, kernel, stride, padding)."""
     sides = {} if image is None else dict(zip(('channels', 'height', 'width'), image, strict=True))
     contract = Contract(
-        cell='ltc_neural',
+        cell=cell,
         units=units,
-        solver='exact',
+        motor_neurons=motors or units,
+        solver=solver,
         max_step=0.05,
+        unfolds=unfolds,
         hold=hold,
         image=ImageContract(
             **sides, crop_top=0.25, crop_bottom=1.0, mean=0.45, scale=0.25, age_scale=0.25
@@ -84,13 +90,30 @@ def _random_policy(
         last = 2 * len(contract.encoder.layers) + 1
         add(f'encoder.{last}.weight', 24, int(np.prod(shapes[-1])))
         add(f'encoder.{last}.bias', 24)
-    add('cell.gate_input', units, contract.cell_inputs)
-    add('cell.drive', units, contract.cell_inputs)
-    add('cell.gate_recurrent', units, units)
-    for name in ('gate_bias', 'log_gain', 'reversal', 'leak'):
-        add(f'cell.{name}', units)
-    tensors['cell.log_tau'] = np.log(rng.uniform(0.02, 2.0, units)).astype(np.float32)
-    stacks = {'mapping': (inputs, *mapping), 'readout': (units + inputs, *readout, 2)}
+    seen = contract.cell_inputs
+    shapes = {
+        'ltc_neural': {'gate_input': (units, seen), 'drive': (units, seen)}
+        | {'gate_recurrent': (units, units)}
+        | dict.fromkeys(('gate_bias', 'log_gain', 'reversal', 'leak'), (units,)),
+        'ltc_synaptic': dict.fromkeys(('raw_gl', 'vl', 'raw_cm'), (units,))
+        | dict.fromkeys(('input_w', 'input_b'), (seen,))
+        | dict.fromkeys(('output_w', 'output_b'), (contract.motor_neurons,)),
+        'liquid': {'tau.weight': (units, seen), 'tau.bias': (units,)}
+        | {'hidden.weight': (2 * units, seen), 'hidden.bias': (2 * units,)}
+        | {'out.weight': (units, 2 * units), 'out.bias': (units,)},
+    }
+    for name, shape in shapes[cell].items():
+        add(f'cell.{name}', *shape)
+    if cell == 'ltc_neural':
+        tensors['cell.log_tau'] = np.log(rng.uniform(0.02, 2.0, units)).astype(np.float32)
+    elif cell == 'ltc_synaptic':
+        for kind, sources in (('synapses', units), ('sensory', seen)):
+            adjacency = rng.choice([0, 0, 1, -1], (sources, units)).astype(np.float32)
+            tensors[f'cell.{kind}.adjacency'] = adjacency
+            for name in ('raw_w', 'sigma', 'mu', 'erev'):
+                add(f'cell.{kind}.{name}', np.count_nonzero(adjacency))
+    read = contract.motor_neurons
+    stacks = {'mapping': (inputs, *mapping), 'readout': (read + inputs, *readout, 2)}
     for name, sizes in stacks.items():
         for i in range(len(sizes) - 1):
             add(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i])

@@ -20,7 +20,8 @@ from lnn_ros import core
 from lnn_ros.core import build
 from lnn_ros.core.compiled import CEngine
 from lnn_ros.core.numpy_engine import NumpyEngine, sub_steps
-from lnn_ros.policy import Policy, PolicyError
+from lnn_ros.policy import Policy
+from lnn_ros.schema import PolicyError
 
 SOURCES = Path(__file__).parents[2] / 'lnn_ros' / 'core'
 SHAPES = {

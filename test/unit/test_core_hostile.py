@@ -18,7 +18,8 @@ import safetensors.numpy
 
 from lnn_ros.core import build, open_engine
 from lnn_ros.core.numpy_engine import NumpyEngine
-from lnn_ros.policy import FORMAT_VERSION, Policy, PolicyError, content_sha256, load
+from lnn_ros.policy import FORMAT_VERSION, Policy, content_sha256, load
+from lnn_ros.schema import PolicyError
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / 'lnn_ros' / 'core'

@@ -31,9 +31,10 @@ BELOW = {'lnn_ros.core', 'lnn_ros.observation', 'lnn_ros.policy', 'lnn_ros.safet
 RULES = {
     'lnn_ros.timing': set(),
     'lnn_ros.safety': {'numpy'},
-    'lnn_ros.policy': {'numpy', 'safetensors'},
+    'lnn_ros.schema': set(),
+    'lnn_ros.policy': {'numpy', 'safetensors', 'lnn_ros.schema'},
     'lnn_ros.observation': {'numpy', 'lnn_ros.policy', 'lnn_ros.core'},
-    'lnn_ros.core': {'numpy', 'lnn_ros.policy'},
+    'lnn_ros.core': {'numpy', 'lnn_ros.policy', 'lnn_ros.schema'},
     'lnn_ros.controller': {'numpy', 'lnn_ros.timing', *BELOW},
     'lnn_ros.liquid': {'numpy', 'torch', 'lnn_ros.policy', 'ncps'},
     'lnn_ros.share': set(),

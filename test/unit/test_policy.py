@@ -10,7 +10,8 @@ import yaml
 
 from lnn_ros import policy as policy_file
 from lnn_ros.core import open_engine
-from lnn_ros.policy import FORMAT_VERSION, Contract, Policy, PolicyError
+from lnn_ros.policy import FORMAT_VERSION, Contract, Policy
+from lnn_ros.schema import PolicyError, build
 from lnn_ros.share import share_directory
 
 SHIPPED = share_directory() / 'policies' / 'car.safetensors'
@@ -362,7 +363,7 @@ def test_shipped_policy_says_how_it_was_made():
 def test_shipped_policy_was_trained_by_the_shipped_recipe():
     shipped = policy_file.load(SHIPPED).contract
     recipe = yaml.safe_load((share_directory() / 'config' / 'train_car.yaml').read_text())
-    contract = policy_file.build(Contract, recipe.pop('contract'), 'contract')
+    contract = build(Contract, recipe.pop('contract'), 'contract')
     assert dataclasses.replace(shipped, provenance={}) == contract
     assert shipped.provenance['recipe'] == recipe
     assert recipe['training_tracks'] >= 10_000
