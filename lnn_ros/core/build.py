@@ -9,7 +9,7 @@ SOURCES = ('engine.c', 'image.c', 'kernels.c', 'kernels_v3.c')
 """The core itself; it needs no Python."""
 
 MODULE = ('module.c', *SOURCES)
-INCLUDED = ('core.h', 'elementary.h', 'kernels.h', 'module_view.c')
+INCLUDED = ('core.h', 'elementary.h', 'kernels.h', 'kernels_cells.c', 'module_view.c')
 
 FLAGS = (
     '-std=c99',

@@ -13,13 +13,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lnn_ros.core.numpy_engine import check_input, interval_error
-from lnn_ros.core.tensors import Tensors
+from lnn_ros.core.tensors import Arrays, Tensors, take_cell
 from lnn_ros.core.view import View
 from lnn_ros.policy import HOLDS, Contract, Policy
 from lnn_ros.schema import PolicyError
 
 F32 = NDArray[np.float32]
 FASTEST = -1
+# what module.c calls a cell with its solver, and the order in which it reads a cell's numbers
+FORMS = (
+    ('liquid', 'exact'),
+    ('ltc_neural', 'exact'),
+    ('ltc_synaptic', 'exact'),
+    ('ltc_synaptic', 'fused'),
+)
+SYNAPSES = ('sensory', 'synapses')
+CELL_ARRAYS = {
+    'liquid': [
+        f'{layer}.{part}' for layer in ('tau', 'hidden', 'out') for part in ('weight', 'bias')
+    ],
+    'ltc_neural': [
+        *('gate_input', 'gate_recurrent', 'gate_bias', 'gain'),
+        *('drive', 'reversal', 'leak', 'rate'),
+    ],
+    'ltc_synaptic': [
+        *(
+            f'{kind}.{name}'
+            for kind in SYNAPSES
+            for name in ('source', 'target', 'w', 'sigma', 'mu', 'erev')
+        ),
+        *('gl', 'vl', 'cm', 'input_w', 'input_b', 'output_w', 'output_b'),
+    ],
+}
 
 
 class CEngine:
@@ -35,13 +60,11 @@ class CEngine:
     def __init__(self, policy: Policy, module: Any, variant: int = FASTEST) -> None:
         contract = policy.contract
         self._real = np.dtype(f'f{module.real_bits // 8}')
-        layout = (_sizes(contract), contract.max_step, _age_scale(contract))
+        sizes, arrays = _described(policy, self._real)
+        layout = (sizes, contract.max_step, _age_scale(contract))
         size = module.engine_size(*layout)
         if size == 0:
             raise PolicyError('the network is larger than 1 GiB, or its sizes do not fit together')
-        tensors = Tensors(policy)
-        arrays = tuple(np.ascontiguousarray(a, self._real) for a in _arrays(contract, tensors))
-        tensors.refuse_leftovers()
         memory = np.zeros(size + 64, dtype=np.uint8)
         memory = memory[-memory.ctypes.data % 64 :][:size]
         engine = module.Engine(memory, variant, *layout, arrays)
@@ -94,24 +117,38 @@ def _age_scale(contract: Contract) -> float:
     return contract.image.age_scale if contract.image else 1.0
 
 
-def _sizes(contract: Contract) -> NDArray[np.int64]:
+def _described(policy: Policy, real: Any) -> tuple[NDArray[np.int64], tuple[NDArray[Any], ...]]:
+    """Return a policy's sizes and numbers as module.c reads them, in the type `real`."""
+    tensors = Tensors(policy)
+    cell = take_cell(policy.contract, tensors)
+    arrays = _arrays(policy.contract, tensors, cell)
+    tensors.refuse_leftovers()
+    indices = np.dtype(np.int64)
+    types = [indices if array.dtype == indices else real for array in arrays]
+    converted = [np.ascontiguousarray(a, t) for a, t in zip(arrays, types, strict=True)]
+    return _sizes(policy.contract, cell), tuple(converted)
+
+
+def _sizes(contract: Contract, cell: Arrays) -> NDArray[np.int64]:
     """Return the sizes in the order that module.c reads them in."""
     image, encoder = contract.image, contract.encoder
     layers = encoder.layers if encoder else ()
     readout = (*contract.readout, len(contract.outputs))
-    hold = HOLDS.index(contract.hold)
-    sizes = [contract.units, len(contract.imu.fields) if contract.imu else 0]
+    form = FORMS.index((contract.cell, contract.solver))
+    sizes = [form, contract.units, contract.motor_neurons, contract.unfolds]
+    sizes += [cell[f'{kind}.w'].size if f'{kind}.w' in cell else 0 for kind in SYNAPSES]
+    sizes += [len(contract.imu.fields) if contract.imu else 0]
     sizes += [image.channels, image.height, image.width] if image else [0, 0, 0]
-    sizes += [encoder.features if encoder else 0, hold]
+    sizes += [encoder.features if encoder else 0, HOLDS.index(contract.hold)]
     sizes += [len(layers), len(contract.mapping), len(readout)]
     for layer in layers:
         sizes += [layer.channels, layer.kernel, layer.stride, layer.padding]
     return np.array([*sizes, *contract.mapping, *readout], dtype=np.int64)
 
 
-def _arrays(contract: Contract, tensors: Tensors) -> list[NDArray[Any]]:
+def _arrays(contract: Contract, tensors: Tensors, cell: Arrays) -> list[NDArray[Any]]:
     """Return the numbers in the order that module.c reads them in."""
-    take, units, inputs, seen = tensors.take, contract.units, contract.inputs, contract.cell_inputs
+    take, inputs, outputs = tensors.take, contract.inputs, contract.outputs
     arrays: list[NDArray[Any]] = []
     if contract.encoder:
         shapes, encoder = contract.encoder_shapes, contract.encoder
@@ -122,25 +159,12 @@ def _arrays(contract: Contract, tensors: Tensors) -> list[NDArray[Any]]:
         name = f'encoder.{2 * len(encoder.layers) + 1}'  # a Flatten stands between
         arrays.append(take(f'{name}.weight', encoder.features, math.prod(shapes[-1])))
         arrays.append(take(f'{name}.bias', encoder.features))
-
-    def stack(name: str, sizes: tuple[int, ...]) -> None:
-        for i in range(len(sizes) - 1):
-            arrays.append(take(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i]))
-            arrays.append(take(f'{name}.{2 * i}.bias', sizes[i + 1]))
-
-    stack('mapping', (inputs, *contract.mapping))
-    arrays += [
-        take('cell.gate_input', units, seen),
-        take('cell.gate_recurrent', units, units),
-        take('cell.gate_bias', units),
-        tensors.take_exp('cell.log_gain', units),
-        take('cell.drive', units, seen),
-        take('cell.reversal', units),
-        take('cell.leak', units),
-        tensors.take_exp('cell.log_tau', units, sign=-1),
-    ]
-    stack('readout', (units + inputs, *contract.readout, len(contract.outputs)))
-    low, high = (np.array([getattr(o, end) for o in contract.outputs]) for end in ('min', 'max'))
+    mapping = tensors.take_stack('mapping', (inputs, *contract.mapping))
+    arrays += [array for layer in mapping for array in layer]
+    arrays += [cell[name] for name in CELL_ARRAYS[contract.cell]]
+    sizes = (contract.motor_neurons + inputs, *contract.readout, len(outputs))
+    arrays += [array for layer in tensors.take_stack('readout', sizes) for array in layer]
+    low, high = (np.array([getattr(o, end) for o in outputs]) for end in ('min', 'max'))
     return [*arrays, (high + low) / 2, (high - low) / 2]
 
 

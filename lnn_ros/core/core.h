@@ -38,11 +38,34 @@ typedef struct {
     const real *weight, *bias;
 } lnn_convolution;
 
-/* The neural LTC cell: (units, inputs of the cell), (units, units) and (units) arrays as in a policy
- * file. */
+/* The neural LTC cell: (units, inputs of the cell), (units, units) and (units) arrays;
+ * gain = exp(log_gain), rate = 1 / tau in 1/s. */
 typedef struct {
     const real *gate_input, *gate_recurrent, *gate_bias, *gain, *drive, *reversal, *leak, *rate;
 } lnn_neural_ltc;
+
+/* Synapses in any order, each from a source to a target, (count) numbers of each kind:
+ * conductance w sigmoid(sigma (x - mu)) towards erev, x being the value of the source. */
+typedef struct {
+    int64_t count, sources, targets;
+    const int64_t *source, *target;
+    const real *w, *sigma, *mu, *erev;
+} lnn_synapses;
+
+/* The synaptic LTC cell: (units) arrays, input_w and _b (inputs of the cell), output_w and _b
+ * (motors). */
+typedef struct {
+    lnn_synapses sensory, synapses;
+    const real *gl, *vl, *cm, *input_w, *input_b, *output_w, *output_b;
+} lnn_synaptic_ltc;
+
+/* LiquidCell: tau and hidden of the cell's input, out of hidden, which is 2 units long. */
+typedef struct {
+    lnn_linear tau, hidden, out;
+} lnn_liquid_cell;
+
+/* Cells and how they are solved: `exact`, or `fused` where it says so. */
+typedef enum { LNN_LIQUID, LNN_NEURAL, LNN_SYNAPTIC, LNN_SYNAPTIC_FUSED, LNN_FORMS } lnn_form;
 
 /* What the cell's input is over an interval: that of its end, of its start, or a ramp between. */
 enum { LNN_HOLD_CURRENT, LNN_HOLD_PREVIOUS, LNN_HOLD_LINEAR };
@@ -51,13 +74,17 @@ enum { LNN_HOLD_CURRENT, LNN_HOLD_PREVIOUS, LNN_HOLD_LINEAR };
  *
  * u = [features, age, imu] with an encoder (convolutions, then `features`: linear and tanh), else
  * [imu]. The cell sees mapping(u), layers with SiLU between them (none: u itself), the readout sees
- * [state, u]. gain = exp(log_gain), rate = 1 / tau in 1/s. Readout layers have ReLU between them;
- * the command is output * half + middle. */
+ * [what is read of the state, u]: all of it, or the first `motors` units of a synaptic cell through
+ * output_w and output_b. Readout layers have ReLU between them; the command is output * half +
+ * middle. */
 typedef struct {
-    int64_t units, imu, channels, height, width, convolutions, mappings, readouts, hold;
+    lnn_form form;
+    int64_t units, motors, unfolds, imu, channels, height, width, convolutions, mappings, readouts, hold;
     double max_step;
     double age_scale;
-    lnn_neural_ltc cell;
+    lnn_neural_ltc neural; /* the one that `form` says */
+    lnn_synaptic_ltc synaptic;
+    lnn_liquid_cell liquid;
     const lnn_convolution *convolution;
     lnn_linear features;
     const lnn_linear *mapping;

@@ -74,6 +74,22 @@ static inline real lnn_sigmoid(real x)
     return (real)1.0 / ((real)1.0 + lnn_exp(-x));
 }
 
+/* log(1 + exp(x)) */
+static inline real lnn_softplus(real x)
+{
+    const real size = x < 0 ? -x : x, y = lnn_exp(-size);
+    const real z = y / (2 + y), zz = z * z; /* log(1 + y) = 2 artanh(z), z at most 1/3 */
+#ifdef LNN_DOUBLE
+    enum { TERMS = 17 };
+#else
+    enum { TERMS = 8 };
+#endif
+    real p = (real)1.0 / (2 * TERMS + 1);
+    for (int k = TERMS - 1; k >= 0; k--)
+        p = p * zz + (real)1.0 / (2 * k + 1);
+    return (x < 0 ? 0 : x) + 2 * z * p;
+}
+
 static inline real lnn_tanh(real x)
 {
     const real size = x < 0 ? -x : x;

@@ -18,7 +18,8 @@ static const double MOST_SUB_STEPS = 1e6;
 struct lnn_engine {
     const lnn_kernels *kernels;
     int64_t units, lanes, features, imu, convolutions, mappings, readouts, channels, height, width;
-    int64_t hold;
+    int64_t hold, unfolds, motors;
+    lnn_form form;
     double max_step, age_scale;
     lnn_convolution_plan convolution[MOST_LAYERS];
     real *plane[MOST_LAYERS + 1];  /* each layer's padded input; at the end what is flattened */
@@ -27,13 +28,18 @@ struct lnn_engine {
     real *encoded; /* padded, as the inputs are not */
     lnn_map mapping[MOST_LAYERS];
     real *mapped[MOST_LAYERS];
-    lnn_map of_input;
-    lnn_neural_ltc_plan cell;
-    real *joint, *inputs; /* [state, padded; inputs]: what the readout sees */
+    lnn_map of_input; /* of the neural form */
+    lnn_neural_ltc_plan neural;
+    lnn_synaptic_plan synaptic;
+    lnn_liquid_plan liquid;
+    real *input_w, *input_b, *output_w, *output_b; /* of the synaptic form */
+    real *state;
+    real *joint, *inputs; /* [what is read of the state; inputs]: what the readout sees */
     /* what the inputs drive in the cell: at the start of the interval that is to come, and room for
      * that at its end; changed: the inputs are no longer those of its start */
     real *driven, *driven_next;
     int changed, has_start;
+    int64_t driven_size;
     real *work;
     lnn_map readout[MOST_LAYERS];
     real *hidden[MOST_LAYERS];
@@ -72,6 +78,11 @@ static lnn_map take_map(arena *from, int64_t inputs, int64_t outputs)
     map.weight = take(from, map.inputs * map.outputs);
     map.bias = take(from, map.outputs);
     return map;
+}
+
+static int64_t *take_indices(arena *from, int64_t count)
+{
+    return (int64_t *)take(from, count * (int64_t)(sizeof(int64_t) / sizeof(real)));
 }
 
 static int in_range(int64_t value, int64_t low, int64_t high)
@@ -127,9 +138,76 @@ static int lay_out_encoder(lnn_engine *e, arena *from, const lnn_policy *policy)
     return 1;
 }
 
+static int lay_out_synapses(lnn_wired *wired, arena *from, int64_t count, int64_t sources,
+                            int64_t targets)
+{
+    if (!in_range(count, 0, sources * targets))
+        return 0;
+    wired->sources = sources;
+    wired->targets = targets;
+    wired->begin = take_indices(from, targets + 2);
+    wired->source = take_indices(from, lnn_padded(count));
+    wired->sigma = take(from, lnn_padded(count));
+    wired->mu = take(from, lnn_padded(count));
+    wired->w = take(from, lnn_padded(count));
+    wired->current = take(from, lnn_padded(count));
+    return 1;
+}
+
+/* `seen`: inputs of the cell. */
+static int lay_out_cell(lnn_engine *e, arena *from, const lnn_policy *policy, int64_t seen)
+{
+    const int64_t lanes = e->lanes;
+    int64_t work = 3 * lanes;
+    if (e->form == LNN_NEURAL) {
+        e->driven_size = 2 * lanes;
+        e->of_input = take_map(from, seen, e->driven_size);
+        e->neural.lanes = lanes;
+        e->neural.recurrent = take_map(from, e->units, lanes);
+        e->neural.gain = take(from, lanes);
+        e->neural.reversal = take(from, lanes);
+        e->neural.rate = take(from, lanes);
+    } else {
+        e->driven_size = lnn_padded(seen);
+        work = 4 * lanes + e->driven_size;
+    }
+    if (e->form == LNN_SYNAPTIC || e->form == LNN_SYNAPTIC_FUSED) {
+        const lnn_synaptic_ltc *cell = &policy->synaptic;
+        lnn_synaptic_plan *plan = &e->synaptic;
+        const int64_t sensory = cell->sensory.count, synapses = cell->synapses.count;
+        plan->lanes = lanes;
+        plan->seen = seen;
+        plan->is_fused = e->form == LNN_SYNAPTIC_FUSED;
+        if (!lay_out_synapses(&plan->sensory, from, sensory, seen, e->units) ||
+            !lay_out_synapses(&plan->synapses, from, synapses, e->units, e->units))
+            return 0;
+        plan->gl = take(from, lanes);
+        plan->leak = take(from, lanes);
+        plan->cm = take(from, lanes);
+        plan->opened = take(from, 2 * lnn_padded(sensory > synapses ? sensory : synapses));
+        e->input_w = take(from, seen);
+        e->input_b = take(from, seen);
+        e->output_w = take(from, e->motors);
+        e->output_b = take(from, e->motors);
+    } else if (e->form == LNN_LIQUID) {
+        e->liquid.lanes = lanes;
+        e->liquid.seen = seen;
+        e->liquid.tau = take_map(from, seen, e->units);
+        e->liquid.hidden = take_map(from, seen, 2 * e->units);
+        e->liquid.out = take_map(from, 2 * e->units, e->units);
+    }
+    e->state = take(from, lanes);
+    e->driven = take(from, e->driven_size);
+    e->driven_next = take(from, e->driven_size);
+    e->work = take(from, work);
+    return 1;
+}
+
 static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
 {
-    if (!in_range(policy->units, 1, MOST_SIDE) || !in_range(policy->imu, 0, MOST_SIDE) ||
+    if (!in_range(policy->form, 0, LNN_FORMS - 1) || !in_range(policy->units, 1, MOST_SIDE) ||
+        !in_range(policy->motors, 1, policy->units) || !in_range(policy->imu, 0, MOST_SIDE) ||
+        !in_range(policy->unfolds, 1, (int64_t)MOST_SUB_STEPS) ||
         !in_range(policy->convolutions, 0, MOST_LAYERS) ||
         !in_range(policy->mappings, 0, MOST_LAYERS) ||
         !in_range(policy->readouts, 1, MOST_LAYERS) ||
@@ -140,7 +218,10 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
     e->convolutions = policy->channels ? policy->convolutions : 0;
     if (policy->channels != 0 && !lay_out_encoder(e, from, policy))
         return 0;
+    e->form = policy->form;
     e->units = policy->units;
+    e->motors = policy->motors;
+    e->unfolds = policy->unfolds;
     e->lanes = lnn_padded(e->units);
     e->imu = policy->imu;
     e->max_step = policy->max_step;
@@ -159,18 +240,11 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
         e->mapped[i] = take(from, e->mapping[i].outputs);
         before = outputs;
     }
-    e->of_input = take_map(from, before, 2 * e->lanes);
-    e->cell.lanes = e->lanes;
-    e->cell.recurrent = take_map(from, e->units, e->lanes);
-    e->cell.gain = take(from, e->lanes);
-    e->cell.reversal = take(from, e->lanes);
-    e->cell.rate = take(from, e->lanes);
-    e->joint = take(from, e->lanes + inputs);
-    e->inputs = e->joint ? e->joint + e->lanes : NULL;
-    e->driven = take(from, 2 * e->lanes);
-    e->driven_next = take(from, 2 * e->lanes);
-    e->work = take(from, 3 * e->lanes);
-    before = e->lanes + inputs;
+    if (!lay_out_cell(e, from, policy, before))
+        return 0;
+    e->joint = take(from, e->motors + inputs);
+    e->inputs = e->joint ? e->joint + e->motors : NULL;
+    before = e->motors + inputs;
     e->readouts = policy->readouts;
     for (int64_t i = 0; i < e->readouts; i++) {
         const int64_t outputs = policy->readout[i].outputs;
@@ -233,6 +307,66 @@ static void pack_features(lnn_engine *e, const lnn_linear *features)
     memcpy(map->bias, features->bias, (size_t)e->features * sizeof(real));
 }
 
+/* Sort by target, counting; `begin` ends up where each target's synapses begin. */
+static void wire(lnn_wired *wired, const lnn_synapses *synapses)
+{
+    int64_t *next = wired->begin + 1; /* one further on, it counts up to the begin of the next */
+    for (int64_t k = 0; k < synapses->count; k++)
+        wired->begin[synapses->target[k] + 2]++;
+    for (int64_t i = 0; i < synapses->targets; i++)
+        wired->begin[i + 2] += wired->begin[i + 1];
+    for (int64_t k = 0; k < synapses->count; k++) {
+        const int64_t to = next[synapses->target[k]]++;
+        wired->source[to] = synapses->source[k];
+        wired->sigma[to] = synapses->sigma[k];
+        wired->mu[to] = synapses->mu[k];
+        wired->w[to] = synapses->w[k];
+        wired->current[to] = synapses->w[k] * synapses->erev[k];
+    }
+}
+
+static void pack_linear(lnn_map *map, const lnn_linear *layer)
+{
+    pack(map, layer->weight, layer->outputs, map->inputs, 0, 0);
+    memcpy(map->bias, layer->bias, (size_t)layer->outputs * sizeof(real));
+}
+
+static void pack_cell(lnn_engine *e, const lnn_policy *policy)
+{
+    const size_t units = (size_t)e->units * sizeof(real);
+    if (e->form == LNN_NEURAL) {
+        const lnn_neural_ltc *cell = &policy->neural;
+        const int64_t seen = e->of_input.inputs;
+        pack(&e->of_input, cell->gate_input, e->units, seen, 0, 0);
+        pack(&e->of_input, cell->drive, e->units, seen, e->lanes, 0);
+        memcpy(e->of_input.bias, cell->gate_bias, units);
+        memcpy(e->of_input.bias + e->lanes, cell->leak, units);
+        pack(&e->neural.recurrent, cell->gate_recurrent, e->units, e->units, 0, 0);
+        memcpy(e->neural.gain, cell->gain, units);
+        memcpy(e->neural.reversal, cell->reversal, units);
+        memcpy(e->neural.rate, cell->rate, units);
+    } else if (e->form == LNN_LIQUID) {
+        pack_linear(&e->liquid.tau, &policy->liquid.tau);
+        pack_linear(&e->liquid.hidden, &policy->liquid.hidden);
+        pack_linear(&e->liquid.out, &policy->liquid.out);
+    } else {
+        const lnn_synaptic_ltc *cell = &policy->synaptic;
+        const size_t seen = (size_t)e->synaptic.seen * sizeof(real);
+        wire(&e->synaptic.sensory, &cell->sensory);
+        wire(&e->synaptic.synapses, &cell->synapses);
+        for (int64_t i = e->units; i < e->lanes; i++) /* no 0 / 0 in lanes that are not used */
+            e->synaptic.gl[i] = e->synaptic.cm[i] = 1;
+        memcpy(e->synaptic.gl, cell->gl, units);
+        for (int64_t i = 0; i < e->units; i++)
+            e->synaptic.leak[i] = cell->gl[i] * cell->vl[i];
+        memcpy(e->synaptic.cm, cell->cm, units);
+        memcpy(e->input_w, cell->input_w, seen);
+        memcpy(e->input_b, cell->input_b, seen);
+        memcpy(e->output_w, cell->output_w, (size_t)e->motors * sizeof(real));
+        memcpy(e->output_b, cell->output_b, (size_t)e->motors * sizeof(real));
+    }
+}
+
 lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_kernels *kernels)
 {
     lnn_engine *e = memory;
@@ -244,39 +378,11 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
         pack_convolution(&e->convolution[i], &policy->convolution[i]);
     if (e->features)
         pack_features(e, &policy->features);
-    const int64_t inputs = (e->features ? e->features + 1 : 0) + e->imu;
-    for (int64_t i = 0; i < e->mappings; i++) {
-        const lnn_linear *layer = &policy->mapping[i];
-        pack(&e->mapping[i], layer->weight, layer->outputs, e->mapping[i].inputs, 0, 0);
-        memcpy(e->mapping[i].bias, layer->bias, (size_t)layer->outputs * sizeof(real));
-    }
-    const lnn_neural_ltc *cell = &policy->cell;
-    const size_t units = (size_t)e->units * sizeof(real);
-    pack(&e->of_input, cell->gate_input, e->units, e->of_input.inputs, 0, 0);
-    pack(&e->of_input, cell->drive, e->units, e->of_input.inputs, e->lanes, 0);
-    memcpy(e->of_input.bias, cell->gate_bias, units);
-    memcpy(e->of_input.bias + e->lanes, cell->leak, units);
-    pack(&e->cell.recurrent, cell->gate_recurrent, e->units, e->units, 0, 0);
-    memcpy(e->cell.gain, cell->gain, units);
-    memcpy(e->cell.reversal, cell->reversal, units);
-    memcpy(e->cell.rate, cell->rate, units);
-    for (int64_t i = 0; i < e->readouts; i++) {
-        const lnn_linear *layer = &policy->readout[i];
-        memcpy(e->readout[i].bias, layer->bias, (size_t)layer->outputs * sizeof(real));
-        if (i > 0) {
-            pack(&e->readout[i], layer->weight, layer->outputs, policy->readout[i - 1].outputs, 0,
-                 0);
-            continue;
-        }
-        for (int64_t o = 0; o < layer->outputs; o++) { /* the state is padded, its weights are not */
-            const real *row = layer->weight + o * (e->units + inputs);
-            for (int64_t j = 0; j < e->units + inputs; j++) {
-                const int64_t at = j < e->units ? j : j - e->units + e->lanes;
-                e->readout[0].weight[lnn_weight_at(o, at, e->readout[0].outputs,
-                                                   e->readout[0].inputs)] = row[j];
-            }
-        }
-    }
+    for (int64_t i = 0; i < e->mappings; i++)
+        pack_linear(&e->mapping[i], &policy->mapping[i]);
+    pack_cell(e, policy);
+    for (int64_t i = 0; i < e->readouts; i++)
+        pack_linear(&e->readout[i], &policy->readout[i]);
     memcpy(e->middle, policy->middle, (size_t)e->outputs * sizeof(real));
     memcpy(e->half, policy->half, (size_t)e->outputs * sizeof(real));
     e->changed = 1;
@@ -285,7 +391,7 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
 
 real *lnn_engine_state(lnn_engine *e)
 {
-    return e->joint;
+    return e->state;
 }
 
 real *lnn_engine_outputs(lnn_engine *e)
@@ -345,7 +451,7 @@ int lnn_hold_age(lnn_engine *e, double age)
 
 void lnn_reset(lnn_engine *e)
 {
-    memset(e->joint, 0, (size_t)e->lanes * sizeof(real));
+    memset(e->state, 0, (size_t)e->lanes * sizeof(real));
     e->has_start = 0;
 }
 
@@ -362,7 +468,13 @@ static const real *drive(lnn_engine *e)
             e->kernels->elementwise(LNN_SILU, e->mapping[i].outputs, out, out);
         x = out;
     }
-    e->kernels->affine(&e->of_input, e->of_input.bias, x, e->driven_next);
+    if (e->form == LNN_NEURAL)
+        e->kernels->affine(&e->of_input, e->of_input.bias, x, e->driven_next);
+    else if (e->form == LNN_LIQUID)
+        memcpy(e->driven_next, x, (size_t)e->liquid.seen * sizeof(real));
+    else
+        for (int64_t i = 0; i < e->synaptic.seen; i++)
+            e->driven_next[i] = e->input_w[i] * x[i] + e->input_b[i];
     return e->driven_next;
 }
 
@@ -390,20 +502,30 @@ int lnn_advance(lnn_engine *e, double dt)
     const double count = ceil(dt / e->max_step * (1.0 - 1e-6));
     if (!(dt > 0 && count <= MOST_SUB_STEPS)) /* false for a NaN, too */
         return 0;
-    const int64_t steps = count < 1 ? 1 : (int64_t)count;
+    int64_t steps = count < (double)e->unfolds ? e->unfolds : (int64_t)count;
     const real *end = drive(e), *start = e->has_start ? e->driven : end;
     if (e->hold == LNN_HOLD_CURRENT)
         start = end;
     else if (e->hold == LNN_HOLD_PREVIOUS)
         end = start;
-    e->kernels->neural_ltc(&e->cell, start, end, e->joint, e->work, steps,
-                           (real)(dt / (double)steps));
+    if (e->form == LNN_LIQUID && start == end) /* one step is the solution */
+        steps = 1;
+    const real step = (real)(dt / (double)steps);
+    if (e->form == LNN_NEURAL)
+        e->kernels->neural_ltc(&e->neural, start, end, e->state, e->work, steps, step);
+    else if (e->form == LNN_LIQUID)
+        e->kernels->liquid_cell(&e->liquid, start, end, e->state, e->work, steps, step);
+    else
+        e->kernels->synaptic_ltc(&e->synaptic, start, end, e->state, e->work, steps, step);
     settle(e);
     return 1;
 }
 
 void lnn_command(lnn_engine *e)
 {
+    memcpy(e->joint, e->state, (size_t)e->motors * sizeof(real));
+    for (int64_t i = 0; e->output_w && i < e->motors; i++)
+        e->joint[i] = e->joint[i] * e->output_w[i] + e->output_b[i];
     const real *value = e->joint;
     for (int64_t i = 0; i < e->readouts; i++) {
         e->kernels->affine(&e->readout[i], e->readout[i].bias, value, e->hidden[i]);

@@ -240,7 +240,9 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
     }
 }
 
+#include "kernels_cells.c"
+
 const lnn_kernels LNN_VARIANT = {
-    LNN_VARIANT_NAME, affine,       convolve,        neural_ltc,
-    elementwise,      average_rows, average_columns,
+    LNN_VARIANT_NAME, affine,      convolve,     neural_ltc,      synaptic_ltc,
+    liquid_cell,      elementwise, average_rows, average_columns,
 };

@@ -1,7 +1,7 @@
 /* The inner loops, compiled once per kind of processor; engine.c and image.c call them.
  *
- * Another cell is: a plan and a loop here, its tables in core.h's policy, and where engine.c lays
- * out, packs and advances the one that there is. */
+ * Another cell is: a plan and a loop here (kernels_cells.c), its tables in core.h's policy, and where
+ * engine.c lays out, packs and advances those that there are. */
 #ifndef LNN_KERNELS_H
 #define LNN_KERNELS_H
 
@@ -46,6 +46,26 @@ typedef struct {
     real *gain, *reversal, *rate;
 } lnn_neural_ltc_plan;
 
+/* Synapses sorted by target: those into target i are begin[i] ... begin[i + 1]. */
+typedef struct {
+    int64_t targets, sources;
+    int64_t *begin, *source; /* begin: (targets + 2), of which one is scratch */
+    real *sigma, *mu, *w, *current; /* current = w erev */
+} lnn_wired;
+
+typedef struct {
+    int64_t lanes, seen; /* seen: inputs of the cell, which drive it as they are */
+    int is_fused;
+    lnn_wired sensory, synapses; /* arrays padded with synapses that conduct nothing */
+    real *gl, *leak, *cm;
+    real *opened; /* 2 numbers for each of the synapses of one kind */
+} lnn_synaptic_plan;
+
+typedef struct {
+    int64_t lanes, seen;
+    lnn_map tau, hidden, out;
+} lnn_liquid_plan;
+
 struct lnn_kernels {
     const char *name;
     /* out = bias + weight x */
@@ -55,6 +75,11 @@ struct lnn_kernels {
      * long, goes evenly from `from` to `to`, which may be the same; work: 3 lanes. */
     void (*neural_ltc)(const lnn_neural_ltc_plan *plan, const real *from, const real *to,
                        real *state, real *work, int64_t steps, real dt);
+    /* The same for cells that are driven by their input itself; work: 4 lanes + seen, padded. */
+    void (*synaptic_ltc)(const lnn_synaptic_plan *plan, const real *from, const real *to,
+                         real *state, real *work, int64_t steps, real dt);
+    void (*liquid_cell)(const lnn_liquid_plan *plan, const real *from, const real *to, real *state,
+                        real *work, int64_t steps, real dt);
     void (*elementwise)(int function, int64_t count, const real *x, real *out);
     /* rows of bytes averaged into one row of reals */
     void (*average_rows)(const uint8_t *first, size_t step, int64_t count, const real share[3],

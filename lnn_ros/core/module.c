@@ -21,7 +21,7 @@
 #endif
 
 /* cell, convolutions, features, mapping, readout, middle and half */
-enum { MOST_LAYERS = 16, MOST_ARRAYS = 8 + 2 * MOST_LAYERS + 2 + 4 * MOST_LAYERS + 2 };
+enum { MOST_LAYERS = 16, MOST_ARRAYS = 19 + 2 * MOST_LAYERS + 2 + 4 * MOST_LAYERS + 2 };
 
 /* Fill `view` with the contiguous numbers of `object`; 0 (and no exception) if it has others. */
 static int get(PyObject *object, Py_buffer *view, const char *format, int flags)
@@ -73,8 +73,8 @@ typedef struct {
     int viewed;
 } description;
 
-/* sizes: units, imu, channels, height, width, features, hold, convolutions, mappings, readouts, then
- * each convolution's channels, kernel, stride, padding, then the outputs of each layer of the mapping
+/* sizes: form, units, motors, unfolds, sensory and other synapses, imu, channels, height, width,
+ * features, hold, convolutions, mappings, readouts, then each convolution's channels, kernel, stride, padding, then the outputs of each layer of the mapping
  * and of the readout */
 static int read_sizes(description *d, PyObject *sizes, double max_step, double age_scale)
 {
@@ -85,27 +85,32 @@ static int read_sizes(description *d, PyObject *sizes, double max_step, double a
         return 0;
     }
     const int64_t *n = view.buf, count = view.len / 8;
-    int good = count >= 10 && n[7] >= 0 && n[7] <= MOST_LAYERS && n[8] >= 0 &&
-               n[8] <= MOST_LAYERS && n[9] >= 1 && n[9] <= MOST_LAYERS &&
-               count == 10 + 4 * n[7] + n[8] + n[9];
+    int good = count >= 15 && n[12] >= 0 && n[12] <= MOST_LAYERS && n[13] >= 0 &&
+               n[13] <= MOST_LAYERS && n[14] >= 1 && n[14] <= MOST_LAYERS &&
+               count == 15 + 4 * n[12] + n[13] + n[14] && n[0] >= 0 && n[0] < LNN_FORMS;
     if (good) {
         lnn_policy *policy = &d->policy;
-        policy->units = n[0];
-        policy->imu = n[1];
-        policy->channels = n[2];
-        policy->height = n[3];
-        policy->width = n[4];
-        policy->features.outputs = n[5];
-        policy->hold = n[6];
-        policy->convolutions = n[7];
-        policy->mappings = n[8];
-        policy->readouts = n[9];
+        policy->form = (lnn_form)n[0];
+        policy->units = n[1];
+        policy->motors = n[2];
+        policy->unfolds = n[3];
+        policy->synaptic.sensory.count = n[4];
+        policy->synaptic.synapses.count = n[5];
+        policy->imu = n[6];
+        policy->channels = n[7];
+        policy->height = n[8];
+        policy->width = n[9];
+        policy->features.outputs = n[10];
+        policy->hold = n[11];
+        policy->convolutions = n[12];
+        policy->mappings = n[13];
+        policy->readouts = n[14];
         policy->convolution = d->convolution;
         policy->mapping = d->mapping;
         policy->readout = d->readout;
         policy->max_step = max_step;
         policy->age_scale = age_scale;
-        n += 10;
+        n += 15;
         for (int i = 0; i < policy->convolutions; i++, n += 4) {
             lnn_convolution *layer = &d->convolution[i];
             layer->channels = n[0];
@@ -125,7 +130,7 @@ static int read_sizes(description *d, PyObject *sizes, double max_step, double a
 }
 
 /* Returns the numbers of the next array, which must be `count`; sets an exception when not. */
-static const real *next(description *d, PyObject *arrays, int64_t count)
+static const void *next_of(description *d, PyObject *arrays, const char *format, int64_t count)
 {
     if (PyErr_Occurred())
         return NULL;
@@ -133,14 +138,87 @@ static const real *next(description *d, PyObject *arrays, int64_t count)
     if (!array)
         return NULL;
     Py_buffer *view = &d->views[d->viewed];
-    if (!get(array, view, REAL_FORMAT, PyBUF_ND)) {
+    if (!get(array, view, format, PyBUF_ND)) {
         PyErr_Format(PyExc_ValueError, "array %d has other numbers than it must", d->viewed);
         return NULL;
     }
     d->viewed++;
-    if (view->len / (Py_ssize_t)sizeof(real) != count)
+    if (view->len / view->itemsize != count) {
         PyErr_Format(PyExc_ValueError, "array %d has another size than it must", d->viewed - 1);
+        return NULL;
+    }
     return view->buf;
+}
+
+static const real *next(description *d, PyObject *arrays, int64_t count)
+{
+    return next_of(d, arrays, REAL_FORMAT, count);
+}
+
+/* The same for indices, which must all be below `limit`. */
+static const int64_t *next_indices(description *d, PyObject *arrays, int64_t count, int64_t limit)
+{
+    const int64_t *index = next_of(d, arrays, "q", count);
+    for (int64_t i = 0; index && i < count; i++)
+        if (index[i] < 0 || index[i] >= limit) {
+            PyErr_Format(PyExc_ValueError, "array %d has an index out of range", d->viewed - 1);
+            return NULL;
+        }
+    return index;
+}
+
+static void read_synapses(description *d, PyObject *arrays, lnn_synapses *synapses, int64_t sources)
+{
+    const int64_t count = synapses->count;
+    synapses->sources = sources;
+    synapses->targets = d->policy.units;
+    synapses->source = next_indices(d, arrays, count, synapses->sources);
+    synapses->target = next_indices(d, arrays, count, synapses->targets);
+    synapses->w = next(d, arrays, count);
+    synapses->sigma = next(d, arrays, count);
+    synapses->mu = next(d, arrays, count);
+    synapses->erev = next(d, arrays, count);
+}
+
+static void read_linear(description *d, PyObject *arrays, lnn_linear *layer, int64_t outputs,
+                        int64_t inputs)
+{
+    layer->outputs = outputs;
+    layer->weight = next(d, arrays, outputs * inputs);
+    layer->bias = next(d, arrays, outputs);
+}
+
+/* `seen`: inputs of the cell */
+static void read_cell(description *d, PyObject *arrays, int64_t seen)
+{
+    lnn_policy *policy = &d->policy;
+    const int64_t units = policy->units;
+    if (policy->form == LNN_NEURAL) {
+        lnn_neural_ltc *cell = &policy->neural;
+        cell->gate_input = next(d, arrays, units * seen);
+        cell->gate_recurrent = next(d, arrays, units * units);
+        cell->gate_bias = next(d, arrays, units);
+        cell->gain = next(d, arrays, units);
+        cell->drive = next(d, arrays, units * seen);
+        cell->reversal = next(d, arrays, units);
+        cell->leak = next(d, arrays, units);
+        cell->rate = next(d, arrays, units);
+    } else if (policy->form == LNN_LIQUID) {
+        read_linear(d, arrays, &policy->liquid.tau, units, seen);
+        read_linear(d, arrays, &policy->liquid.hidden, 2 * units, seen);
+        read_linear(d, arrays, &policy->liquid.out, units, 2 * units);
+    } else {
+        lnn_synaptic_ltc *cell = &policy->synaptic;
+        read_synapses(d, arrays, &cell->sensory, seen);
+        read_synapses(d, arrays, &cell->synapses, units);
+        cell->gl = next(d, arrays, units);
+        cell->vl = next(d, arrays, units);
+        cell->cm = next(d, arrays, units);
+        cell->input_w = next(d, arrays, seen);
+        cell->input_b = next(d, arrays, seen);
+        cell->output_w = next(d, arrays, policy->motors);
+        cell->output_b = next(d, arrays, policy->motors);
+    }
 }
 
 static int64_t read_layers(description *d, PyObject *arrays, lnn_linear *layer, int64_t count,
@@ -174,19 +252,9 @@ static int read_arrays(description *d, PyObject *arrays)
         features->bias = next(d, arrays, features->outputs);
         inputs += features->outputs + 1;
     }
-    const int64_t units = policy->units;
-    const int64_t mapped = read_layers(d, arrays, d->mapping, policy->mappings, inputs);
-    lnn_neural_ltc *cell = &policy->cell;
-    cell->gate_input = next(d, arrays, units * mapped);
-    cell->gate_recurrent = next(d, arrays, units * units);
-    cell->gate_bias = next(d, arrays, units);
-    cell->gain = next(d, arrays, units);
-    cell->drive = next(d, arrays, units * mapped);
-    cell->reversal = next(d, arrays, units);
-    cell->leak = next(d, arrays, units);
-    cell->rate = next(d, arrays, units);
+    read_cell(d, arrays, read_layers(d, arrays, d->mapping, policy->mappings, inputs));
     const int64_t outputs =
-        read_layers(d, arrays, d->readout, policy->readouts, units + inputs);
+        read_layers(d, arrays, d->readout, policy->readouts, policy->motors + inputs);
     policy->middle = next(d, arrays, outputs);
     policy->half = next(d, arrays, outputs);
     return !PyErr_Occurred();

@@ -69,8 +69,9 @@ def take_cell(contract: Contract, tensors: Tensors) -> Arrays:
     """Return the numbers of the cell's equation (`lnn_ros.liquid.cells`), by their names there.
 
     What is stored as a logarithm or before a softplus comes as itself: `gain`, `rate` (1 / tau, in
-    1/s), `w`, `gl`, `cm`. The synapses of a wiring come as `synapses.source`, `.target`, `.w`,
-    `.sigma`, `.mu`, `.erev` (n), in the order of their targets, and the same under `sensory`.
+    1/s), `w`, `gl`, `cm`. The synapses of a wiring come as `synapses.source`,
+    `.target`, `.w`, `.sigma`, `.mu`, `.erev` (n), in the order of their targets, and the same under
+    `sensory`.
 
     Raises:
         PolicyError: when a tensor is missing, has another shape or is out of range.

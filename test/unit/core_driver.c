@@ -30,6 +30,24 @@ static const real *weights(int64_t count)
     return kept[keeping++] = numbers(count);
 }
 
+static lnn_synapses synapses_between(int64_t sources, int64_t targets)
+{
+    const int64_t count = draw((uint32_t)(sources * targets + 1));
+    int64_t *source = malloc((size_t)(count + 1) * sizeof *source);
+    int64_t *target = malloc((size_t)(count + 1) * sizeof *target);
+    kept[keeping++] = source;
+    kept[keeping++] = target;
+    for (int64_t k = 0; k < count; k++) {
+        source[k] = draw((uint32_t)sources);
+        target[k] = draw((uint32_t)targets);
+    }
+    const lnn_synapses synapses = {
+        count,          sources,        targets,        source,        target,
+        weights(count), weights(count), weights(count), weights(count),
+    };
+    return synapses;
+}
+
 static int run_engine(const lnn_kernels *kernels)
 {
     lnn_policy policy;
@@ -80,15 +98,34 @@ static int run_engine(const lnn_kernels *kernels)
         mapping[i].bias = weights(mapping[i].outputs);
         mapped = mapping[i].outputs;
     }
-    const lnn_neural_ltc cell = {
-        weights(units * mapped), weights(units * units), weights(units), weights(units),
-        weights(units * mapped), weights(units),         weights(units), weights(units),
-    };
-    policy.cell = cell;
+    policy.form = (lnn_form)draw(LNN_FORMS);
+    policy.motors = policy.form < LNN_SYNAPTIC ? units : 1 + draw((uint32_t)units);
+    policy.unfolds = 1 + draw(3);
+    if (policy.form == LNN_NEURAL) {
+        const lnn_neural_ltc cell = {
+            weights(units * mapped), weights(units * units), weights(units), weights(units),
+            weights(units * mapped), weights(units),         weights(units), weights(units),
+        };
+        policy.neural = cell;
+    } else if (policy.form == LNN_LIQUID) {
+        const lnn_liquid_cell cell = {
+            {units, weights(units * mapped), weights(units)},
+            {2 * units, weights(2 * units * mapped), weights(2 * units)},
+            {units, weights(2 * units * units), weights(units)},
+        };
+        policy.liquid = cell;
+    } else {
+        const lnn_synaptic_ltc cell = {
+            synapses_between(mapped, units), synapses_between(units, units),
+            weights(units), weights(units), weights(units), weights(mapped), weights(mapped),
+            weights(policy.motors), weights(policy.motors),
+        };
+        policy.synaptic = cell;
+    }
     lnn_linear readout[4];
     policy.readouts = 1 + draw(4);
     policy.readout = readout;
-    int64_t before = units + inputs;
+    int64_t before = policy.motors + inputs;
     for (int64_t i = 0; i < policy.readouts; i++) {
         readout[i].outputs = 1 + draw(40);
         readout[i].weight = weights(before * readout[i].outputs);
@@ -143,21 +180,27 @@ static void refuse_hostile_sizes(void)
     for (int i = 0; i < 200000; i++) {
         lnn_policy policy;
         lnn_convolution layers[16];
-        lnn_linear readouts[16];
+        lnn_linear readouts[16], mappings[16];
         memset(&policy, 0, sizeof policy);
         memset(layers, 0, sizeof layers);
         memset(readouts, 0, sizeof readouts);
+        memset(mappings, 0, sizeof mappings);
+        mappings[0].outputs = mappings[1].outputs = hostile[draw((uint32_t)count)];
+        policy.form = (lnn_form)draw(LNN_FORMS);
         int64_t *sizes[] = {&policy.units,        &policy.imu,           &policy.channels,
                             &policy.height,       &policy.width,         &policy.convolutions,
                             &policy.readouts,     &layers[0].channels,   &layers[0].kernel,
                             &layers[0].stride,    &layers[0].padding,    &readouts[0].outputs,
-                            &readouts[1].outputs, &policy.features.outputs};
+                            &readouts[1].outputs, &policy.features.outputs, &policy.motors,
+                            &policy.unfolds,      &policy.mappings,      &policy.hold,
+                            &policy.synaptic.sensory.count, &policy.synaptic.synapses.count};
         for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++)
             *sizes[k] = draw(3) ? 1 + draw(9) : hostile[draw((uint32_t)count)];
         policy.max_step = draw(4) ? 0.05 : 0.0;
         policy.age_scale = 1;
         policy.convolution = layers;
         policy.readout = readouts;
+        policy.mapping = mappings;
         if (lnn_engine_size(&policy) > (size_t)1 << 30)
             abort();
     }

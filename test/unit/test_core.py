@@ -30,6 +30,13 @@ SHAPES = {
     'vision_only_mono': {'image': (1, 11, 13), 'layers': ((5, 5, 3, 4), (3, 2, 1, 0)), 'imu': 0},
     'no_convolution': {'image': (3, 4, 5), 'layers': (), 'units': 33, 'hold': 'previous'},
     'dense_128': {'image': None, 'units': 128, 'mapping': (3,), 'readout': (9,), 'hold': 'current'},
+    'liquid': {'image': None, 'cell': 'liquid', 'units': 9},
+    'liquid_held': {'image': None, 'cell': 'liquid', 'hold': 'previous', 'imu': 2},
+    'ncp': {'cell': 'ltc_synaptic', 'units': 19, 'motors': 4, 'readout': ()},
+    'ncp_fused': {
+        **{'image': None, 'cell': 'ltc_synaptic', 'solver': 'fused', 'unfolds': 6},
+        **{'units': 33, 'motors': 7, 'hold': 'current'},
+    },
     'narrow_columns': {'image': (3, 20, 6), 'layers': ((17, 3, 2, 1), (9, 3, 1, 0)), 'units': 1},
 }
 
@@ -107,6 +114,10 @@ def test_c_equals_numpy_over_irregular_steps(shape, random_policy, module) -> No
             assert_close(engine.command(), reference.command(), 3e-6)
 
 
+def softplus(x: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0.0, x)
+
+
 class Reference:
     """The equations written out in float64, one number at a time where it matters."""
 
@@ -154,22 +165,55 @@ class Reference:
         self.h, self.start = np.zeros_like(self.h), None
 
     def advance(self, dt: float) -> None:
-        t, end = self.tensors, self.mapped()
+        contract, end = self.policy.contract, self.mapped()
         start = end if self.start is None else self.start
         self.start = end
-        steps = max(math.ceil(dt / self.policy.contract.max_step * (1 - 1e-6)), 1)
+        steps = max(math.ceil(dt / contract.max_step * (1 - 1e-6)), contract.unfolds)
         for k in range(steps):
             fraction = {'previous': 0.0, 'current': 1.0, 'linear': (k + 0.5) / steps}
-            u = start + fraction[self.policy.contract.hold] * (end - start)
-            pre = t['cell.gate_input'] @ u + t['cell.gate_recurrent'] @ self.h + t['cell.gate_bias']
-            f = np.exp(t['cell.log_gain']) / (1.0 + np.exp(-pre))
-            current = t['cell.leak'] + t['cell.drive'] @ u
-            equilibrium = (current + f * t['cell.reversal']) / (1.0 + f)
-            kept = np.exp(-dt / steps * (1.0 + f) / np.exp(t['cell.log_tau']))
-            self.h = equilibrium + (self.h - equilibrium) * kept
+            u = start + fraction[contract.hold] * (end - start)
+            rate, equilibrium = getattr(self, contract.cell)(u)
+            if contract.solver == 'fused':
+                elapsed = dt / steps * rate
+                self.h = (self.h + elapsed * equilibrium) / (1.0 + elapsed)
+            else:
+                self.h = equilibrium + (self.h - equilibrium) * np.exp(-dt / steps * rate)
+
+    def ltc_neural(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        t = self.tensors
+        pre = t['cell.gate_input'] @ u + t['cell.gate_recurrent'] @ self.h + t['cell.gate_bias']
+        f = np.exp(t['cell.log_gain']) / (1.0 + np.exp(-pre))
+        current = t['cell.leak'] + t['cell.drive'] @ u
+        return (1.0 + f) / np.exp(t['cell.log_tau']), (current + f * t['cell.reversal']) / (1.0 + f)
+
+    def ltc_synaptic(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cell = {n[5:]: v for n, v in self.tensors.items() if n.startswith('cell.')}
+        g = softplus(cell['raw_gl'])
+        current = g * cell['vl']
+        for kind, x in (
+            ('synapses', self.h),
+            ('sensory', cell['input_w'] * u + cell['input_b']),
+        ):
+            w, sigma, mu, erev = (cell[f'{kind}.{n}'] for n in ('raw_w', 'sigma', 'mu', 'erev'))
+            for k, (source, target) in enumerate(np.argwhere(cell[f'{kind}.adjacency'])):
+                s = softplus(w[k]) / (1.0 + np.exp(-sigma[k] * (x[source] - mu[k])))
+                g[target] += s
+                current[target] += s * erev[k]
+        return g / softplus(cell['raw_cm']), current / g
+
+    def liquid(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def of(name: str, x: np.ndarray) -> np.ndarray:
+            return self.tensors[f'cell.{name}.weight'] @ x + self.tensors[f'cell.{name}.bias']
+
+        hidden = of('hidden', u)
+        f = of('out', hidden / (1.0 + np.exp(-hidden)))
+        return 1.0 / (softplus(of('tau', u)) + 0.1), f
 
     def command(self) -> np.ndarray:
-        x = np.concatenate((self.h, self.u))
+        read = self.h[: self.policy.contract.motor_neurons]
+        if self.policy.contract.cell == 'ltc_synaptic':
+            read = read * self.tensors['cell.output_w'] + self.tensors['cell.output_b']
+        x = np.concatenate((read, self.u))
         layers = len(self.policy.contract.readout) + 1
         for i in range(layers):
             x = self.tensors[f'readout.{2 * i}.weight'] @ x + self.tensors[f'readout.{2 * i}.bias']
@@ -182,13 +226,16 @@ class Reference:
 @pytest.mark.parametrize('shape', SHAPES)
 def test_double_build_equals_the_equations_in_float64(shape, random_policy, double) -> None:
     policy = random_policy(**SHAPES[shape])
-    # exp(log_gain) and exp(-log_tau) are made in float32 from the file's numbers; here they are 1
-    # and 4, exactly
-    policy.tensors['cell.log_gain'][:] = 0.0
     engines = [CEngine(policy, double, variant) for variant in variants(double)]
     reference = Reference(policy)
-    rate = np.exp(-policy.tensors['cell.log_tau'])
-    reference.tensors['cell.log_tau'] = -np.log(rate.astype(np.float64))
+    # what stands behind a logarithm or a softplus is made in float32 from the file's numbers
+    for name, values in policy.tensors.items():
+        if name.startswith('cell.log_'):
+            exact = np.exp(values if name.endswith('gain') else -values).astype(np.float64)
+            reference.tensors[name] = np.log(exact) * (1.0 if name.endswith('gain') else -1.0)
+        elif 'raw_' in name:
+            exact = np.logaddexp(np.float32(0.0), values).astype(np.float64)
+            reference.tensors[name] = np.log(np.expm1(exact))
     image = policy.contract.image
     for k, dt, frame, age, sample in drive(policy, engines, 200):
         if frame is not None:

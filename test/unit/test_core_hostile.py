@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from lnn_ros.core import build, open_engine
 from lnn_ros.core.numpy_engine import NumpyEngine
-from lnn_ros.policy import FORMAT_VERSION, Policy, content_sha256, load
+from lnn_ros.policy import CELLS, FORMAT_VERSION, Policy, content_sha256, load
 from lnn_ros.schema import PolicyError
 
 HERE = Path(__file__).parent
@@ -74,8 +74,9 @@ def run(policy: Policy) -> None:
 
 
 @pytest.mark.filterwarnings('ignore::RuntimeWarning')  # numpy's, of overflows
-def test_hostile_entry_is_refused_or_runs(random_policy, tmp_path) -> None:
-    policy = random_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
+@pytest.mark.parametrize('cell', CELLS)
+def test_hostile_entry_is_refused_or_runs(cell, random_policy, tmp_path) -> None:
+    policy = random_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)), cell=cell)
     ran = refused = 0
     for trail in places(document_of(policy)):
         for value in HOSTILE:

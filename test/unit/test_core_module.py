@@ -10,8 +10,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from lnn_ros.core.compiled import FASTEST, CEngine, _arrays, _sizes
-from lnn_ros.core.tensors import Tensors
+from lnn_ros.core.compiled import FASTEST, CEngine, _described
 
 
 @pytest.fixture(scope='module')
@@ -50,10 +49,7 @@ def test_step_keeps_the_gil_so_that_a_busy_thread_cannot_delay_it(random_policy,
 
 
 def test_engine_refuses_what_does_not_describe_a_policy(random_policy, module) -> None:
-    policy = random_policy()
-    contract = policy.contract
-    sizes = _sizes(contract)
-    arrays = tuple(np.ascontiguousarray(a, np.float32) for a in _arrays(contract, Tensors(policy)))
+    sizes, arrays = _described(random_policy(), np.float32)
     size = module.engine_size(sizes, 0.05, 0.25)
     module.Engine(aligned(size), FASTEST, sizes, 0.05, 0.25, arrays)
     wrong = arrays[0][:-1]
@@ -77,6 +73,18 @@ def test_engine_refuses_what_does_not_describe_a_policy(random_policy, module) -
         module.Engine(aligned(size), FASTEST, sizes, 0.05, 0.25, list(arrays))
     for max_step, age_scale in ((0.0, 1.0), (float('nan'), 1.0), (0.05, float('inf'))):
         assert module.engine_size(sizes, max_step, age_scale) == 0
+
+
+def test_engine_refuses_synapses_of_neurons_that_it_does_not_have(random_policy, module) -> None:
+    policy = random_policy(image=None, cell='ltc_synaptic', mapping=())
+    sizes, arrays = _described(policy, np.float32)
+    size = module.engine_size(sizes, 0.05, 1.0)
+    module.Engine(aligned(size), FASTEST, sizes, 0.05, 1.0, arrays)
+    for index, bad in ((0, 6), (0, -1), (1, 32), (6, 32), (7, 2**40), (7, -(2**40))):
+        spoiled = [array.copy() for array in arrays]
+        spoiled[index][-1] = bad
+        with pytest.raises(ValueError, match='out of range'):
+            module.Engine(aligned(size), FASTEST, sizes, 0.05, 1.0, tuple(spoiled))
 
 
 def test_resampler_refuses_spans_past_the_source(module) -> None:
