@@ -10,11 +10,12 @@ import dataclasses
 import re
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lnn_ros.core.tensors import Tensors
+from lnn_ros.core.tensors import Arrays, Tensors, take_cell
 from lnn_ros.policy import IMU_FIELDS, Contract, Policy, content_sha256
 
 F32 = NDArray[np.float32]
@@ -55,6 +56,15 @@ def export_c(policy: Policy, folder: Path, name: str, weights: str = 'float32') 
     return paths
 
 
+_SYNAPSES = """/* sorted by target: those into i end before end[i]; each number times its scale */
+struct NAME_synapses {
+    const int *end;
+    const unsigned short *source;
+    const NAME_weight *sigma, *mu, *w, *current;
+    float scale[4];
+};"""
+
+
 class _Writer:
     def __init__(self, policy: Policy, name: str, weights: str) -> None:
         self._policy, self._contract, self._name = policy, policy.contract, name
@@ -64,7 +74,7 @@ class _Writer:
 
     def write(self) -> tuple[str, str]:
         contract = self._contract
-        self._cell(contract)
+        cell = self._cell(contract)
         self._stacks(contract)
         if contract.encoder:
             self._encoder(contract)
@@ -104,7 +114,7 @@ class _Writer:
                 '',
                 *self._tables,
                 '',
-                (_HERE / 'runtime.c.in').read_text(),
+                (_HERE / 'runtime.c.in').read_text().replace('$cell', cell),
             ]
         )
         return self._named(self._header()), self._named(source)
@@ -118,6 +128,7 @@ class _Writer:
             numbers = [_float(float(v)) for v in values.astype(np.float32).ravel()]
         else:
             numbers = [str(int(v)) for v in values.ravel().tolist()]
+        numbers = numbers or ['0']  # C99 has no empty arrays; this one is never read
         lines, line = [], '   '
         for number in numbers:
             if len(line) + len(number) + 2 > 100:
@@ -129,14 +140,8 @@ class _Writer:
 
     def _weights(self, name: str, weight: F32, bias: F32) -> str:
         """Write the tables of a matrix (its rows are outputs); return how a struct names them."""
-        rows = weight.reshape(weight.shape[0], -1)
-        if self._is_int8:
-            scale = np.abs(rows).max(axis=1, keepdims=True) / 127.0
-            scale = np.where(scale > 0.0, scale, 1.0).astype(np.float32)
-            self._array(f'{name}_weight', np.rint(rows / scale).astype(np.int8), 'int8_t')
-        else:
-            scale = np.ones((rows.shape[0], 1), dtype=np.float32)
-            self._array(f'{name}_weight', rows)
+        rows, scale = self._rounded(weight.reshape(weight.shape[0], -1))
+        self._array(f'{name}_weight', rows, 'NAME_weight' if self._is_int8 else 'float')
         self._array(f'{name}_scale', scale)
         self._array(f'{name}_bias', bias)
         return f'NAME_{name}_weight, NAME_{name}_scale, NAME_{name}_bias'
@@ -145,20 +150,62 @@ class _Writer:
         tables = self._weights(name, weight, bias)
         return f'{{{weight.shape[1]}, {weight.shape[0]}, {tables}}}'
 
-    def _cell(self, contract: Contract) -> None:
-        take, units, inputs = self._tensors.take, contract.units, contract.cell_inputs
-        for name, tensor, columns, bias in (
-            ('gate_input', 'gate_input', inputs, take('cell.gate_bias', units)),
-            ('current', 'drive', inputs, take('cell.leak', units)),
-            ('gate_recurrent', 'gate_recurrent', units, np.zeros(units, dtype=np.float32)),
-        ):
-            table = self._dense(name, take(f'cell.{tensor}', units, columns), bias)
-            self._tables.append(f'static const struct NAME_dense NAME_{name} = {table};')
-        self._array('gain', self._tensors.take_exp('cell.log_gain', units))
-        self._array('reversal', take('cell.reversal', units))
-        self._array('rate', self._tensors.take_exp('cell.log_tau', units, sign=-1))
+    def _cell(self, contract: Contract) -> str:
+        """Write the cell's tables; return its functions."""
+        cell = take_cell(contract, self._tensors)
         self._number('max_step', contract.max_step)
         self._number('hold', {'linear': -1.0, 'previous': 0.0, 'current': 1.0}[contract.hold])
+        self._tables.append(f'enum {{ NAME_unfolds = {contract.unfolds} }};')
+        if contract.cell == 'ltc_neural':
+            no_bias = np.zeros(contract.units, dtype=np.float32)
+            self._matrix('gate_input', cell['gate_input'], cell['gate_bias'])
+            self._matrix('drive_input', cell['drive'], cell['leak'])
+            self._matrix('gate_recurrent', cell['gate_recurrent'], no_bias)
+            vectors = {name: cell[name] for name in ('gain', 'reversal', 'rate')}
+        elif contract.cell == 'liquid':
+            for name in ('tau', 'hidden', 'out'):
+                self._matrix(name, cell[f'{name}.weight'], cell[f'{name}.bias'])
+            vectors = {}
+        else:
+            names = ('gl', 'cm', 'input_w', 'input_b', 'output_w', 'output_b')
+            vectors = {name: cell[name] for name in names} | {'leak': cell['gl'] * cell['vl']}
+            self._tables.append(_SYNAPSES)
+            self._synapses('sensory', 'sensory', cell)
+            self._synapses('recurrent', 'synapses', cell)
+        for name, values in vectors.items():
+            self._array(name, values)
+        if contract.cell == 'ltc_synaptic':
+            self._tables.append(f'#define NAME_FUSED {int(contract.solver == "fused")}')
+        return (_HERE / f'runtime_{contract.cell.removeprefix("ltc_")}.c.in').read_text()
+
+    def _matrix(self, name: str, weight: F32, bias: F32) -> None:
+        table = self._dense(name, weight, bias)
+        self._tables.append(f'static const struct NAME_dense NAME_{name} = {table};')
+
+    def _synapses(self, name: str, kind: str, cell: Arrays) -> None:
+        """Write the tables of the synapses, which come sorted by target."""
+        target = cell[f'{kind}.target']
+        end = np.searchsorted(target, np.arange(self._contract.units), side='right')
+        self._array(f'{name}_end', end, 'int')
+        self._array(f'{name}_source', cell[f'{kind}.source'], 'unsigned short')
+        fields = {field: cell[f'{kind}.{field}'] for field in ('sigma', 'mu', 'w')}
+        fields['current'] = fields['w'] * cell[f'{kind}.erev']
+        scales = []
+        for field, values in fields.items():
+            weights, scale = self._rounded(values[None])
+            self._array(f'{name}_{field}', weights, 'NAME_weight' if self._is_int8 else 'float')
+            scales.append(_float(float(scale[0, 0])))
+        tables = ', '.join(f'NAME_{name}_{field}' for field in ('end', 'source', *fields))
+        body = f'{{{tables}, {{{", ".join(scales)}}}}}'
+        self._tables.append(f'static const struct NAME_synapses NAME_{name} = {body};')
+
+    def _rounded(self, rows: F32) -> tuple[NDArray[Any], F32]:
+        """Return the numbers to store, and what to multiply those of each row with."""
+        if not self._is_int8 or rows.size == 0:
+            return rows, np.ones((rows.shape[0], 1), dtype=np.float32)
+        scale = np.abs(rows).max(axis=1, keepdims=True) / 127.0
+        scale = np.where(scale > 0.0, scale, 1.0).astype(np.float32)
+        return np.rint(rows / scale).astype(np.int8), scale
 
     def _number(self, name: str, value: float) -> None:
         self._tables.append(f'static const float NAME_{name} = {_float(value)};')
@@ -167,13 +214,10 @@ class _Writer:
         inputs, outputs = contract.inputs, len(contract.outputs)
         for name, sizes in (
             ('mapping', (inputs, *contract.mapping)),
-            ('readout', (contract.units + inputs, *contract.readout, outputs)),
+            ('readout', (contract.motor_neurons + inputs, *contract.readout, outputs)),
         ):
-            rows = []
-            for i in range(len(sizes) - 1):
-                weight = self._tensors.take(f'{name}.{2 * i}.weight', sizes[i + 1], sizes[i])
-                bias = self._tensors.take(f'{name}.{2 * i}.bias', sizes[i + 1])
-                rows.append(self._dense(f'{name}_{i}', weight, bias))
+            stack = self._tensors.take_stack(name, sizes)
+            rows = [self._dense(f'{name}_{i}', *layer) for i, layer in enumerate(stack)]
             if rows:
                 self._list('dense', name, rows)
         low, high = (np.array([getattr(o, e) for o in contract.outputs]) for e in ('min', 'max'))
@@ -221,9 +265,18 @@ class _Writer:
     def _header(self) -> str:
         contract, (first, second) = self._contract, self._work()
         image, imu, encoder = contract.image, contract.imu, contract.encoder
+        units, seen = contract.units, contract.cell_inputs
+        driven = 2 * units if contract.cell == 'ltc_neural' else seen
+        cell = {'ltc_neural': units, 'ltc_synaptic': seen + 2 * units, 'liquid': seen + 4 * units}[
+            contract.cell
+        ]
         template = Template((_HERE / 'runtime.h.in').read_text())
         return template.substitute(
             units=contract.units,
+            motors=contract.motor_neurons,
+            driven=driven,
+            cell=cell,
+            read_mapped=int(contract.cell == 'ltc_synaptic'),
             inputs=contract.inputs,
             outputs=len(contract.outputs),
             mappings=len(contract.mapping),

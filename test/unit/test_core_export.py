@@ -21,6 +21,12 @@ SHAPES = {
     'imu_only': {'image': None, 'units': 19, 'imu': 3, 'readout': (7, 9, 4), 'hold': 'previous'},
     'linear': {'image': None, 'units': 1, 'mapping': (), 'readout': ()},
     'mono_vision_only': {'image': (1, 11, 13), 'layers': ((5, 5, 3, 4), (3, 2, 1, 0)), 'imu': 0},
+    'ncp': {'cell': 'ltc_synaptic', 'units': 19, 'motors': 4, 'imu': 3, 'image': None},
+    'fused': {
+        **{'cell': 'ltc_synaptic', 'solver': 'fused', 'unfolds': 6, 'hold': 'current'},
+        **{'units': 7, 'image': (3, 4, 5), 'layers': ()},
+    },
+    'liquid': {'cell': 'liquid', 'image': None, 'units': 9},
     'no_convolution': {'image': (3, 4, 5), 'layers': (), 'mapping': (70,), 'hold': 'current'},
 }
 
