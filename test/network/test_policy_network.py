@@ -9,6 +9,7 @@ from lnn_ros.core import open_engine
 from lnn_ros.core.numpy_engine import sub_steps
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.solvers import Solver
+from lnn_ros.liquid.wiring import AutoNCP
 from lnn_ros.policy import HOLDS
 from lnn_ros.share import share_directory
 
@@ -17,14 +18,28 @@ KINDS = {
     'imu only': (('imu',), 'imu', 3),
     'mono image only': (('image',), 'image', 1),
 }
+CELLS = {
+    'ncp': {'cell': 'ltc_synaptic', 'units': 12, 'motor_neurons': 3},
+    'fused ncp': {
+        **{'cell': 'ltc_synaptic', 'units': 12, 'motor_neurons': 3},
+        **{'solver': 'fused', 'unfolds': 6, 'hold': 'current'},
+    },
+    'liquid': {'cell': 'liquid'},
+    'liquid, previous': {'cell': 'liquid', 'hold': 'previous'},
+}
 BATCH, STEPS = 50, 200  # sequences side by side: 10,000 steps
 torch.set_num_threads(1)  # a second one only costs, at these sizes
 
 
-@pytest.fixture(scope='module', params=[*KINDS, 'shipped'])
+@pytest.fixture(scope='module', params=[*KINDS, *CELLS, 'shipped'])
 def policy(request, make_contract, make_policy):
     if request.param == 'shipped':
         return policy_file.load(share_directory() / 'policies' / 'car.safetensors')
+    if request.param in CELLS:
+        torch.manual_seed(0)
+        contract = make_contract(('imu',), 'imu', **CELLS[request.param])
+        wiring = AutoNCP(4, 12, 3) if contract.cell == 'ltc_synaptic' else None
+        return PolicyNetwork(contract, wiring=wiring).to_policy()
     return make_policy(make_contract(*KINDS[request.param]), seed=3)
 
 
@@ -127,7 +142,7 @@ def test_row_without_time_changes_the_readout_alone(policy):
     with torch.no_grad():
         raw, after = network(inputs, torch.zeros(1, 4), h)
         torch.testing.assert_close(after, h, rtol=0.0, atol=1e-6)
-        expected = network.readout(torch.cat((h, inputs[1]), dim=-1))
+        expected = network.readout(torch.cat((network.cell.read(h), inputs[1]), dim=-1))
     torch.testing.assert_close(raw[0], expected, rtol=0.0, atol=1e-5)
 
 
@@ -159,8 +174,9 @@ def test_network_gives_back_the_policy_that_it_was_made_from(policy):
 def test_untrained_network_can_be_saved_and_run(policy, tmp_path):
     torch.manual_seed(0)
     fresh = PolicyNetwork(policy.contract, tau_range=(0.03, 0.3)).to_policy()
-    taus = np.exp(fresh.tensors['cell.log_tau'])
-    assert taus.min() >= 0.0299 and taus.max() <= 0.3001
+    if policy.contract.cell == 'ltc_neural':
+        taus = np.exp(fresh.tensors['cell.log_tau'])
+        assert taus.min() >= 0.0299 and taus.max() <= 0.3001
     policy_file.save(fresh, tmp_path / 'fresh.safetensors')
     engine = open_engine(policy_file.load(tmp_path / 'fresh.safetensors'))
     engine.advance(0.1)

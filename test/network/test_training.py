@@ -13,6 +13,7 @@ from lnn_ros import policy as policy_file
 from lnn_ros.controller import Controller
 from lnn_ros.core import open_engine
 from lnn_ros.liquid.policy_network import PolicyNetwork
+from lnn_ros.liquid.wiring import AutoNCP
 from lnn_ros.results import write_results
 from lnn_ros.schema import PolicyError, build
 from lnn_ros.share import share_directory
@@ -43,7 +44,7 @@ def tiny_document():
     ]
     document['collection']['rows'] = 60
     document['optimisation'].update(batch=2, chunk=25)
-    document['contract'].update(units=6, readout=[5])
+    document['contract'].update(units=6, motor_neurons=6, mapping=[5], readout=[5])
     return document
 
 
@@ -193,6 +194,25 @@ def test_recipe_that_is_no_recipe_is_refused_by_file(tmp_path, content):
         load_recipe(path)
     with pytest.raises(PolicyError, match='cannot be read'):
         load_recipe(tmp_path / 'none.yaml')
+
+
+def test_synaptic_policy_is_trained_on_its_wiring_and_runs(tmp_path):
+    document = tiny_document() | {'sparsity': 0.5}
+    document['rounds'] = [{'episodes': 1, 'student': False, 'epochs': 1}]
+    document['contract'].update(cell='ltc_synaptic', units=10, motor_neurons=3)
+    policy = policy_file.load(Trainer(build(Recipe, document, 'recipe'), tmp_path, 1).run())
+    wiring = AutoNCP(5, 10, 3, sparsity=0.5, seed=0)
+    for kind in ('synapses', 'sensory'):
+        assert (policy.tensors[f'cell.{kind}.adjacency'] == getattr(wiring, kind)).all()
+    engine = open_engine(policy)
+    engine.advance(0.01)
+    assert np.isfinite(engine.command()).all()
+
+
+def test_sparsity_of_a_cell_without_a_wiring_is_refused(tmp_path):
+    document = tiny_document() | {'sparsity': 0.5}
+    with pytest.raises(PolicyError, match="sparsity is of a wiring, .* 'ltc_neural'"):
+        Trainer(build(Recipe, document, 'recipe'), tmp_path, 1)
 
 
 # What is trained on.

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.machinery
 import importlib.util
@@ -376,17 +375,6 @@ def test_tensors_that_do_not_fit_the_contract_are_refused(random_policy, module)
                 policy.tensors[name] = tensor
             with pytest.raises(PolicyError, match=f'{name}.*{message}|{message}.*{name}'):
                 make_engine(kind, policy, module)
-
-
-def test_state_and_command_outlive_the_engine(random_policy, module) -> None:
-    engine = CEngine(random_policy(), module)
-    engine.advance(0.1)
-    state, command = engine.state, engine.command()
-    expected = state.copy(), command.copy()
-    del engine
-    gc.collect()
-    np.ones(1_000_000)  # would reuse the memory, had it been freed
-    assert (state == expected[0]).all() and (command == expected[1]).all()
 
 
 def test_sub_steps_are_whole_at_multiples_of_the_longest_step() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import threading
 import time
@@ -46,6 +47,17 @@ def test_step_keeps_the_gil_so_that_a_busy_thread_cannot_delay_it(random_policy,
         thread.join()
     # calls that let go of it would wait 5 ms each to get it back: 30 s
     assert taken < 2.0
+
+
+def test_state_and_command_outlive_the_engine(random_policy, module) -> None:
+    engine = CEngine(random_policy(), module)
+    engine.advance(0.1)
+    state, command = engine.state, engine.command()
+    expected = state.copy(), command.copy()
+    del engine
+    gc.collect()
+    np.ones(1_000_000)  # would reuse the memory, had it been freed
+    assert (state == expected[0]).all() and (command == expected[1]).all()
 
 
 def test_engine_refuses_what_does_not_describe_a_policy(random_policy, module) -> None:
