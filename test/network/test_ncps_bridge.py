@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from lnn_ros.core import open_engine
 from lnn_ros.liquid.ncps_bridge import from_ncps, to_ncps
+from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.sequence import unroll
 from lnn_ros.liquid.solvers import Solver
 
@@ -152,3 +155,29 @@ def test_what_has_no_equal_on_the_other_side_is_refused():
     cell.solver = Solver('exact')
     with pytest.raises(ValueError, match='ncps has the solver fused with unfolds alone'):
         to_ncps(cell)
+
+
+def test_ltc_of_ncps_runs_in_a_policy_without_torch(make_contract):
+    module = theirs()
+    cell = from_ncps(module)
+    contract = make_contract(
+        ('imu',), 'imu', cell='ltc_synaptic', units=16, motor_neurons=3, mapping=[INPUTS],
+        solver='fused', unfolds=6, max_step=1e6, hold='current',
+    )  # fmt: skip
+    network = PolicyNetwork(contract, wiring=cell.wiring)
+    network.cell = cell
+    engine = open_engine(network.to_policy())
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((50, len(contract.imu.fields)), dtype=np.float32)
+    dt = rng.uniform(0.001, 0.5, 50)
+    with torch.no_grad():
+        x = network.mapping(torch.from_numpy(samples))[None]
+        expected, _ = module(x, timespans=torch.from_numpy(dt.astype(np.float32))[None])
+        seen = torch.cat((expected[0], torch.from_numpy(samples)), dim=-1)
+        raw = network.readout(seen).numpy()
+    low, high = np.array([[o.min, o.max] for o in contract.outputs]).T
+    for k in range(50):
+        engine.hold_imu(samples[k])
+        engine.advance(dt[k])
+        wanted = (low + high) / 2 + raw[k] * (high - low) / 2
+        np.testing.assert_allclose(engine.command(), wanted, atol=1e-5)
