@@ -6,13 +6,21 @@
 # make wheel    build dist/*.whl, compiled core included
 # make clean    remove .venv and everything built
 # PYTHON=...  the Python for .venv (3.10-3.13)      TORCH=...  which torch to install
+# CORE=numpy  as on a machine without a C compiler, in .venv-numpy
 
-VENV ?= .venv
+VENV ?= $(if $(CORE),.venv-$(CORE),.venv)
 PYTHON ?= $(if $(ROS_DISTRO),python3,python3.11 python3.12 python3.10 python3.13 python3)
 TORCH ?= torch==2.13.0
 
 # Nodes started from here talk to this machine only; the default would multicast on the network.
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
+
+ifneq ($(filter-out numpy,$(CORE)),)
+  $(error CORE is '$(CORE)', but it may only be numpy, or not be set)
+endif
+ifdef CORE
+  export CC := no-compiler
+endif
 
 # With a ROS 2 sourced, .venv sees its rclpy; otherwise rclpy comes from PyPI.
 comma := ,
@@ -49,15 +57,20 @@ lint: $(dev)
 bench: $(dev)
 	$(VENV)/bin/python benchmarks/core.py
 
+# A core that silently failed to build must not pass as tests that are skipped.
 core: $(dev)
+ifdef CORE
+	! ($(has_core)) || { echo 'CORE=$(CORE), but $(VENV) has the C core: make clean' >&2; exit 1; }
+else
 	$(has_core) || { echo '$(no_core)' >&2; exit 1; }
+endif
 
 wheel: | $(venv)
 	rm -rf build/lib* build/bdist*
 	$(VENV)/bin/python -m pip wheel --no-deps --no-build-isolation -w dist .
 
 clean:
-	rm -rf $(VENV) build dist lnn_ros.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv-numpy $(VENV) build dist lnn_ros.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find lnn_ros test -name __pycache__ -exec rm -r {} +
 
 egl: | $(venv)
@@ -69,7 +82,7 @@ egl: | $(venv)
 pip = $(VENV)/bin/python -m pip --disable-pip-version-check install $(1) >$(VENV)/pip.log 2>&1 \
   || { cat $(VENV)/pip.log >&2; exit 1; }
 
-# Without it numpy does the core's work; only the tests need it. Not from here: python -c would find
+# Without it numpy does the core's work, and the tests of the core are skipped. Not from here: python -c would find
 # the checkout's lnn_ros first.
 has_core = cd / && '$(abspath $(VENV))'/bin/python -c 'import lnn_ros.core._core' 2>/dev/null
 no_core := the C core was not built: apt-get install gcc python3-dev, then make clean
@@ -80,7 +93,8 @@ $(VENV)/.installed-%: $(sources) | $(venv)
 	echo 'installing lnn_ros[$(ros)$*] into $(VENV)$(if $(wildcard $@),,$(comma) about a minute) ...'
 	rm -rf build/lib* build/bdist*
 	$(call pip,--no-build-isolation $(if $(findstring train,$*),'$(TORCH)') '.[$(ros)$*]')
-	($(has_core)) || echo '$(no_core) (until then numpy does its work, slower)' >&2
+	$(if $(CORE),,($(has_core)) || \
+	  echo '$(no_core) (until then numpy does its work, slower)' >&2)
 	touch '$@'
 
 $(venv):

@@ -1,6 +1,8 @@
 """What every test stands on: the installed package, a ROS domain of its own, small policies."""
 
 import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +21,8 @@ os.environ.pop('ROS_STATIC_PEERS', None)  # LOCALHOST would still reach these
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from lnn_ros.core.compiled import CEngine  # noqa: E402
+from lnn_ros.core.numpy_engine import NumpyEngine  # noqa: E402
 from lnn_ros.policy import IMU_FIELDS, Contract, Policy  # noqa: E402
 from lnn_ros.schema import build  # noqa: E402
 
@@ -133,3 +137,31 @@ def make_contract():
 @pytest.fixture(scope='session')
 def make_policy():
     return _policy
+
+
+# with and without C -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='session')
+def compiler():
+    """Return the C compiler as the words of a command."""
+    words = shlex.split(os.environ.get('CC', 'cc'))
+    if shutil.which(words[0]) is None:
+        pytest.skip(f'no C compiler ({words[0]})')
+    return words
+
+
+@pytest.fixture(scope='session')
+def module():
+    """Return the compiled core; `make test` sees to it that it is there unless CORE=numpy."""
+    reason = 'the compiled core is not installed'
+    return pytest.importorskip('lnn_ros.core._core', reason=reason)
+
+
+@pytest.fixture(params=['numpy', 'c'])
+def new_engine(request):
+    """Return what makes an engine for a policy: each kind in its turn."""
+    if request.param == 'numpy':
+        return NumpyEngine
+    module = request.getfixturevalue('module')
+    return lambda policy: CEngine(policy, module)

@@ -1,4 +1,4 @@
-"""The compiled engine against the torch network that it stands in for."""
+"""Both engines against the torch network that they stand in for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 import torch
 
 import lnn_ros.policy
-from lnn_ros.core import open_engine
-from lnn_ros.core.compiled import CEngine
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.share import share_directory
 
@@ -20,10 +18,9 @@ def policy() -> lnn_ros.policy.Policy:
     return lnn_ros.policy.load(Path(share_directory()) / 'policies' / 'car.safetensors')
 
 
-def test_compiled_engine_equals_torch_over_ten_thousand_irregular_steps(policy) -> None:
+def test_engine_equals_torch_over_ten_thousand_irregular_steps(policy, new_engine) -> None:
     contract = policy.contract
-    engine, network = open_engine(policy), PolicyNetwork.from_policy(policy)
-    assert isinstance(engine, CEngine)
+    engine, network = new_engine(policy), PolicyNetwork.from_policy(policy)
     rng = np.random.default_rng(3)
     frames = rng.normal(size=(500, 3, 18, 32)).astype(np.float32)
     imu = rng.normal(size=(10_001, 6)).astype(np.float32)

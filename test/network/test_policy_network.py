@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from lnn_ros import policy as policy_file
-from lnn_ros.core import open_engine
 from lnn_ros.core.numpy_engine import sub_steps
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.solvers import Solver
@@ -52,7 +51,7 @@ def irregular_steps(rng):
     return dt
 
 
-def test_engine_equals_the_torch_network_over_irregular_steps(policy):
+def test_engine_equals_the_torch_network_over_irregular_steps(policy, new_engine):
     rng = np.random.default_rng(0)
     contract = policy.contract
     dt = irregular_steps(rng)
@@ -83,7 +82,7 @@ def test_engine_equals_the_torch_network_over_irregular_steps(policy):
         start = torch.zeros(BATCH, contract.units)
         raw, last = network(inputs, torch.from_numpy(dt.astype(np.float32)), start)
 
-    engine = open_engine(policy)
+    engine = new_engine(policy)
     ours, ours_last = np.empty(raw.shape), np.empty(last.shape)
     middle = np.array([(o.max + o.min) / 2 for o in contract.outputs])
     half = np.array([(o.max - o.min) / 2 for o in contract.outputs])
@@ -171,14 +170,14 @@ def test_network_gives_back_the_policy_that_it_was_made_from(policy):
         assert np.array_equal(tensor, policy.tensors[name])
 
 
-def test_untrained_network_can_be_saved_and_run(policy, tmp_path):
+def test_untrained_network_can_be_saved_and_run(policy, tmp_path, new_engine):
     torch.manual_seed(0)
     fresh = PolicyNetwork(policy.contract, tau_range=(0.03, 0.3)).to_policy()
     if policy.contract.cell == 'ltc_neural':
         taus = np.exp(fresh.tensors['cell.log_tau'])
         assert taus.min() >= 0.0299 and taus.max() <= 0.3001
     policy_file.save(fresh, tmp_path / 'fresh.safetensors')
-    engine = open_engine(policy_file.load(tmp_path / 'fresh.safetensors'))
+    engine = new_engine(policy_file.load(tmp_path / 'fresh.safetensors'))
     engine.advance(0.1)
     assert np.isfinite(engine.command()).all()
 
@@ -210,8 +209,8 @@ def test_network_refuses_inputs_that_are_not_finite(policy, bad, row):
 
 
 @pytest.mark.parametrize('bad', [0.0, -0.01, np.nan, np.inf, -np.inf])
-def test_engine_refuses_a_bad_interval_and_keeps_its_state(policy, bad):
-    engine = open_engine(policy)
+def test_engine_refuses_a_bad_interval_and_keeps_its_state(policy, bad, new_engine):
+    engine = new_engine(policy)
     engine.advance(0.1)
     before = engine.state.tobytes()
     with pytest.raises(ValueError, match='must be finite and greater than 0 s'):
@@ -219,9 +218,9 @@ def test_engine_refuses_a_bad_interval_and_keeps_its_state(policy, bad):
     assert engine.state.tobytes() == before
 
 
-def test_engine_keeps_what_it_holds_through_a_reset(policy):
+def test_engine_keeps_what_it_holds_through_a_reset(policy, new_engine):
     rng = np.random.default_rng(0)
-    engine = open_engine(policy)
+    engine = new_engine(policy)
     if policy.contract.image:
         image = policy.contract.image
         shape = (image.channels, image.height, image.width)
@@ -238,12 +237,12 @@ def test_engine_keeps_what_it_holds_through_a_reset(policy):
     assert np.array_equal(engine.command(), first[1])
 
 
-def test_image_of_another_shape_is_refused(policy):
+def test_image_of_another_shape_is_refused(policy, new_engine):
     if policy.contract.image is None:
         with pytest.raises(ValueError, match='takes no image'):
-            open_engine(policy).hold_image(np.zeros((3, 6, 8), np.float32))
+            new_engine(policy).hold_image(np.zeros((3, 6, 8), np.float32))
         with pytest.raises(ValueError, match='takes no image'):
             PolicyNetwork.from_policy(policy).encode(torch.zeros(1, 3, 6, 8))
     else:
         with pytest.raises(ValueError, match='image has shape'):
-            open_engine(policy).hold_image(np.zeros((2, 6, 8), np.float32))
+            new_engine(policy).hold_image(np.zeros((2, 6, 8), np.float32))

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import importlib
 import importlib.machinery
 import importlib.util
 import logging
 import math
-import os
 import subprocess
 import sys
 import sysconfig
@@ -41,15 +39,10 @@ SHAPES = {
 
 
 @pytest.fixture(scope='module')
-def module() -> ModuleType:
-    return importlib.import_module('lnn_ros.core._core')
-
-
-@pytest.fixture(scope='module')
-def double(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def double(tmp_path_factory: pytest.TempPathFactory, compiler: list[str]) -> ModuleType:
     """The same source, computing in double."""
     path = tmp_path_factory.mktemp('double') / '_core_double.so'
-    command = [os.environ.get('CC', 'cc'), *build.FLAGS, '-DLNN_DOUBLE', '-shared', '-fPIC']
+    command = [*compiler, *build.FLAGS, '-DLNN_DOUBLE', '-shared', '-fPIC']
     command += [f'-I{sysconfig.get_path("include")}', f'-I{SOURCES}', '-o', str(path)]
     subprocess.run([*command, *(str(SOURCES / s) for s in build.MODULE), '-lm'], check=True)
     loader = importlib.machinery.ExtensionFileLoader('_core_double', str(path))
@@ -277,19 +270,11 @@ def test_elementary_functions_are_accurate_and_let_nan_through(precision, reques
         assert computed(variant, 2, odd)[1:].tolist() == [1.0, -1.0, 1.0, -1.0]
 
 
-ENGINES = ('numpy', 'c')
-
-
-def make_engine(kind: str, policy: Policy, module: ModuleType):
-    return NumpyEngine(policy) if kind == 'numpy' else CEngine(policy, module)
-
-
 @pytest.mark.parametrize('dt', [0.0, -0.1, math.nan, math.inf, -math.inf, 1e6])
-@pytest.mark.parametrize('kind', ENGINES)
 def test_interval_that_makes_no_sense_is_refused_and_state_kept(
-    kind, dt, random_policy, module
+    dt, random_policy, new_engine
 ) -> None:
-    engine = make_engine(kind, random_policy(), module)
+    engine = new_engine(random_policy())
     engine.advance(0.02)
     before = engine.state.copy()
     with pytest.raises(ValueError, match='dt is'):
@@ -298,12 +283,11 @@ def test_interval_that_makes_no_sense_is_refused_and_state_kept(
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize('kind', ENGINES)
 def test_input_that_is_not_finite_is_refused_and_held_inputs_kept(
-    kind, bad, random_policy, module
+    bad, random_policy, new_engine
 ) -> None:
     policy = random_policy()
-    engine, twin = (make_engine(kind, policy, module) for _ in range(2))
+    engine, twin = (new_engine(policy) for _ in range(2))
     rng = np.random.default_rng(0)
     pixels, values = rng.normal(size=(3, 18, 32)), rng.normal(size=6)
     for each in (engine, twin):
@@ -324,9 +308,8 @@ def test_input_that_is_not_finite_is_refused_and_held_inputs_kept(
     assert (engine.state == twin.state).all() and (engine.command() == twin.command()).all()
 
 
-@pytest.mark.parametrize('kind', ENGINES)
-def test_input_of_another_type_or_size_is_refused(kind, random_policy, module) -> None:
-    engine = make_engine(kind, random_policy(), module)
+def test_input_of_another_type_or_size_is_refused(random_policy, new_engine) -> None:
+    engine = new_engine(random_policy())
     image, imu = np.zeros((3, 18, 32), np.float32), np.zeros(6, np.float32)
     for wrong in (image.astype(np.float64), image[:, 1:], image.ravel(), image.tolist(), None):
         with pytest.raises(ValueError, match='image (is|has shape) .* the policy takes'):
@@ -336,21 +319,19 @@ def test_input_of_another_type_or_size_is_refused(kind, random_policy, module) -
             engine.hold_imu(wrong)
 
 
-@pytest.mark.parametrize('kind', ENGINES)
-def test_input_that_the_policy_does_not_take_is_refused(kind, random_policy, module) -> None:
-    blind = make_engine(kind, random_policy(image=None), module)
+def test_input_that_the_policy_does_not_take_is_refused(random_policy, new_engine) -> None:
+    blind = new_engine(random_policy(image=None))
     with pytest.raises(ValueError, match='takes no image'):
         blind.hold_image(np.zeros((3, 18, 32), np.float32))
     with pytest.raises(ValueError, match='takes no image'):
         blind.hold_image_age(0.1)
     with pytest.raises(ValueError, match='takes no imu'):
-        make_engine(kind, random_policy(imu=0), module).hold_imu(np.zeros(6, np.float32))
+        new_engine(random_policy(imu=0)).hold_imu(np.zeros(6, np.float32))
 
 
-@pytest.mark.parametrize('kind', ENGINES)
-def test_arrays_may_be_reused_exchanged_or_strided(kind, random_policy, module) -> None:
+def test_arrays_may_be_reused_exchanged_or_strided(random_policy, new_engine) -> None:
     policy = random_policy(image=None)
-    engine, twin = make_engine(kind, policy, module), NumpyEngine(policy)
+    engine, twin = new_engine(policy), NumpyEngine(policy)
     first, second = np.ones(6, np.float32), np.arange(12, dtype=np.float32)[::2]
     for values in (first, second, first, second):
         values *= np.float32(0.5)
@@ -360,21 +341,20 @@ def test_arrays_may_be_reused_exchanged_or_strided(kind, random_policy, module) 
         assert_close(engine.state, twin.state, 1e-6)
 
 
-def test_tensors_that_do_not_fit_the_contract_are_refused(random_policy, module) -> None:
-    for kind in ENGINES:
-        for name, tensor, message in (
-            ('cell.leak', None, 'missing'),
-            ('cell.leak', np.zeros(31, np.float32), 'shape'),
-            ('cell.other', np.zeros(1, np.float32), 'unknown'),
-            ('cell.log_gain', np.full(32, 100.0, np.float32), 'infinite'),
-            ('cell.log_tau', np.full(32, -100.0, np.float32), 'infinite'),
-        ):
-            policy = random_policy()
-            policy.tensors.pop(name, None)
-            if tensor is not None:
-                policy.tensors[name] = tensor
-            with pytest.raises(PolicyError, match=f'{name}.*{message}|{message}.*{name}'):
-                make_engine(kind, policy, module)
+def test_tensors_that_do_not_fit_the_contract_are_refused(random_policy, new_engine) -> None:
+    for name, tensor, message in (
+        ('cell.leak', None, 'missing'),
+        ('cell.leak', np.zeros(31, np.float32), 'shape'),
+        ('cell.other', np.zeros(1, np.float32), 'unknown'),
+        ('cell.log_gain', np.full(32, 100.0, np.float32), 'infinite'),
+        ('cell.log_tau', np.full(32, -100.0, np.float32), 'infinite'),
+    ):
+        policy = random_policy()
+        policy.tensors.pop(name, None)
+        if tensor is not None:
+            policy.tensors[name] = tensor
+        with pytest.raises(PolicyError, match=f'{name}.*{message}|{message}.*{name}'):
+            new_engine(policy)
 
 
 def test_sub_steps_are_whole_at_multiples_of_the_longest_step() -> None:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from lnn_ros.core.export import WEIGHTS, export_c
 from lnn_ros.core.numpy_engine import NumpyEngine
 from lnn_ros.policy import IMU_FIELDS, Policy
 
-COMPILER = shutil.which('gcc') or shutil.which('clang') or 'cc'
 STRICT = ['-std=c99', '-pedantic', '-O2', '-Wall', '-Wextra', '-Werror', '-fPIC']
 SHAPES = {
     'car': {},
@@ -34,12 +34,12 @@ SHAPES = {
 class Exported:
     """The C policy, compiled for this machine and called through ctypes."""
 
-    def __init__(self, policy: Policy, folder: Path, weights: str) -> None:
+    def __init__(self, compiler: list[str], folder: Path, policy: Policy, weights: str) -> None:
         header, source = export_c(policy, folder, 'robot', weights)
         shim = folder / 'shim.c'
         shim.write_text(f'#include "{header.name}"\nint size(void) {{ return sizeof(robot); }}\n')
         library = folder / 'robot.so'
-        subprocess.run([COMPILER, *STRICT, '-shared', source, shim, '-o', library], check=True)
+        subprocess.run([*compiler, *STRICT, '-shared', source, shim, '-o', library], check=True)
         self.symbols = subprocess.run(
             ['nm', '-D', '--undefined-only', library], check=True, capture_output=True, text=True
         ).stdout
@@ -64,6 +64,11 @@ class Exported:
     def command(self) -> np.ndarray:
         assert self.call('command', self._outputs) == 1
         return np.array(self._outputs)
+
+
+@pytest.fixture
+def export(compiler: list[str], tmp_path: Path) -> Callable[..., Exported]:
+    return partial(Exported, compiler, tmp_path)
 
 
 def largest_difference(policy: Policy, exported: Exported, steps: int) -> float:
@@ -106,30 +111,30 @@ def largest_difference(policy: Policy, exported: Exported, steps: int) -> float:
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_exported_policy_equals_the_engine(shape, random_policy, tmp_path) -> None:
+def test_exported_policy_equals_the_engine(shape, random_policy, export) -> None:
     policy = random_policy(**SHAPES[shape])
-    assert largest_difference(policy, Exported(policy, tmp_path, 'float32'), 300) < 1e-5
+    assert largest_difference(policy, export(policy, 'float32'), 300) < 1e-5
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_policy_with_int8_weights_stays_near_the_engine(shape, random_policy, tmp_path) -> None:
+def test_policy_with_int8_weights_stays_near_the_engine(shape, random_policy, export) -> None:
     policy = random_policy(**SHAPES[shape])
     # of ranges of 2 and 6; random weights, so an unlucky readout costs more than a trained one
-    assert largest_difference(policy, Exported(policy, tmp_path, 'int8'), 300) < 0.25
+    assert largest_difference(policy, export(policy, 'int8'), 300) < 0.25
 
 
 @pytest.mark.parametrize('weights', WEIGHTS)
-def test_exported_source_needs_no_library(weights, random_policy, tmp_path) -> None:
-    symbols = Exported(random_policy(), tmp_path, weights).symbols
+def test_exported_source_needs_no_library(weights, random_policy, export) -> None:
+    symbols = export(random_policy(), weights).symbols
     needed = {line.split()[-1].split('@')[0] for line in symbols.splitlines()}
     weak = {'__gmon_start__', '_ITM_deregisterTMCloneTable', '_ITM_registerTMCloneTable'}
     assert needed - weak - {'__cxa_finalize', 'memcpy', 'memset'} == set()
 
 
 def test_exported_policy_refuses_what_makes_no_sense_and_keeps_its_state(
-    random_policy, tmp_path
+    random_policy, export
 ) -> None:
-    exported = Exported(random_policy(), tmp_path, 'float32')
+    exported = export(random_policy(), 'float32')
     exported.hold_imu(np.ones(6))
     exported.advance(0.02)
     before = exported.command()
@@ -141,13 +146,13 @@ def test_exported_policy_refuses_what_makes_no_sense_and_keeps_its_state(
     assert (exported.command() == before).all()
 
 
-def test_words_of_a_policy_cannot_become_code(random_policy, tmp_path) -> None:
+def test_words_of_a_policy_cannot_become_code(random_policy, export, tmp_path) -> None:
     policy = random_policy()
     evil = '*/ int evil; /* \n#error \\ ?'
     outputs = tuple(replace(o, name=f'{o.name}{evil}', unit=evil) for o in policy.contract.outputs)
     imu = replace(policy.contract.imu, frame=evil)
     contract = replace(policy.contract, outputs=outputs, imu=imu)
-    Exported(Policy(contract, policy.tensors), tmp_path, 'float32')
+    export(Policy(contract, policy.tensors), 'float32')
     assert 'int evil;' not in (tmp_path / 'robot.h').read_text()
 
 

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import threading
 import time
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from lnn_ros.core.compiled import FASTEST, CEngine, _described
-
-
-@pytest.fixture(scope='module')
-def module() -> ModuleType:
-    return importlib.import_module('lnn_ros.core._core')
 
 
 def aligned(size: int) -> np.ndarray:
