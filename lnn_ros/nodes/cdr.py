@@ -1,8 +1,8 @@
-"""Read what a node needs out of serialized messages, in place.
+"""Read what a node needs out of serialized messages, in place; write a Twist as one.
 
 rclpy builds a Python object for every field of a message; an Imu has 37 numbers, of which six are
 used, and an Image's pixels are copied twice. A subscription with `raw=True` hands out the bytes as
-they came instead.
+they came instead, and a publisher sends bytes as they are.
 
 The format is plain CDR, as every ROS 2 middleware sends it (OMG DDS-RTPS 2.5, chapter 10): four
 bytes that tell the byte order, then the fields in their order, each aligned to its own size counted
@@ -12,6 +12,7 @@ from there; strings and sequences are preceded by their length.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterable
 from struct import Struct
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from lnn_ros.timing import NS_PER_S
 Vector = tuple[float, float, float]
 
 _ORIGIN = 4  # where the fields begin
+_PLAIN_LITTLE = b'\0\1\0\0'  # what stands before them
 # pairs: big-endian, little-endian
 _HEADER = (Struct('>iII'), Struct('<iII'))  # std_msgs/Header: stamp, length of frame_id
 _IMU = (Struct('>104x3d72x3d72x'), Struct('<104x3d72x3d72x'))  # x: orientation and covariances
@@ -87,6 +89,25 @@ def read_image(message: bytes) -> RawImage:
     if len(data) < size:
         raise MessageError(f'{len(data)} bytes of pixels are here, but {size} are announced')
     return RawImage(sec * NS_PER_S + nanosec, height, width, encoding, step, data)
+
+
+def twist_writer(frame: str | None) -> Callable[[int, Iterable[float]], bytes]:
+    """Return what serializes a geometry_msgs/TwistStamped; a Twist if there is no frame.
+
+    It takes a stamp in ns, which a Twist does not carry, and six numbers: linear x, y, z in m/s,
+    then angular x, y, z in rad/s.
+    """
+    if frame is None:
+        pack = Struct('<4s6d').pack
+        return lambda stamp_ns, numbers: pack(_PLAIN_LITTLE, *numbers)
+    name = frame.encode() + b'\0'
+    pack_stamped = Struct(f'<4siII{len(name)}s{-(12 + len(name)) % 8}x6d').pack
+
+    def write(stamp_ns: int, numbers: Iterable[float]) -> bytes:
+        sec, nanosec = divmod(stamp_ns, NS_PER_S)
+        return pack_stamped(_PLAIN_LITTLE, sec, nanosec, len(name), name, *numbers)
+
+    return write
 
 
 def _byte_order(message: bytes) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,9 +14,12 @@ from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from lnn_ros.controller import policy_limits
+from lnn_ros.nodes.cdr import twist_writer
 from lnn_ros.nodes.parameters import Parameter
 from lnn_ros.policy import OutputContract, Policy
 from lnn_ros.safety import Limit
+
+_FIELDS = ('linear.x', 'linear.y', 'linear.z', 'angular.x', 'angular.y', 'angular.z')
 
 
 class CommandPublisher:
@@ -32,30 +34,27 @@ class CommandPublisher:
 
     def __init__(self, node: LifecycleNode, policy: Policy, frame: str, stamped: bool) -> None:
         self._node = node
-        self._stamped = TwistStamped()
-        self._stamped.header.frame_id = frame
-        self._fields = []
+        self._clock = node.get_clock()
+        self._places = []
         for output in policy.contract.outputs:
-            vector, _, axis = output.name.partition('.')
-            if vector not in ('linear', 'angular') or axis not in ('x', 'y', 'z'):
+            if output.name not in _FIELDS:
                 raise ValueError(f"output '{output.name}' is not a field of geometry_msgs/Twist")
-            self._fields.append((getattr(self._stamped.twist, vector), axis))
-        self._message = self._stamped if stamped else self._stamped.twist
+            self._places.append(_FIELDS.index(output.name))
+        # to fill in a message object and have rclpy convert it takes many times as long
+        self._write = twist_writer(frame if stamped else None)
         self._publisher = node.create_lifecycle_publisher(
             TwistStamped if stamped else Twist,
             'cmd_vel',
             QoSProfile(depth=1),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
-        self._lock = threading.Lock()
 
     def publish(self, values: NDArray[np.float64]) -> None:
         """Send `values` (outputs,), stamped with the node's clock."""
-        with self._lock:
-            for (vector, axis), value in zip(self._fields, values.tolist(), strict=True):
-                setattr(vector, axis, value)
-            self._stamped.header.stamp = self._node.get_clock().now().to_msg()
-            self._publisher.publish(self._message)
+        numbers = [0.0] * 6
+        for place, value in zip(self._places, values.tolist(), strict=True):
+            numbers[place] = value
+        self._publisher.publish(self._write(self._clock.now().nanoseconds, numbers))
 
     def flush(self, seconds: float) -> None:
         """Wait until every subscriber has what was sent, at most so long."""

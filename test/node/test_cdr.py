@@ -7,10 +7,11 @@ import pytest
 
 pytest.importorskip('rclpy')
 
+from geometry_msgs.msg import Twist, TwistStamped  # noqa: E402
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
 from sensor_msgs.msg import Image, Imu  # noqa: E402
 
-from lnn_ros.nodes.cdr import MessageError, read_image, read_imu  # noqa: E402
+from lnn_ros.nodes.cdr import MessageError, read_image, read_imu, twist_writer  # noqa: E402
 
 
 def random_imu(random_):
@@ -95,3 +96,24 @@ def test_hostile_bytes_are_refused_or_read_but_never_crash(kind, read):
             read(bytes(data))
         except MessageError:
             pass
+
+
+@pytest.mark.parametrize('frame', [None, 'base_link', 'größe', *('x' * n for n in range(9))])
+def test_written_twist_is_read_by_rclpy_as_the_typed_one(frame):
+    random_ = random.Random(2)
+    write = twist_writer(frame)
+    for _ in range(50):
+        stamp_ns, numbers = (
+            random_.randrange(2**31 * 10**9),
+            [random_.gauss(0, 9) for _ in range(6)],
+        )
+        expected = TwistStamped()
+        expected.header.frame_id = frame or ''
+        expected.header.stamp.sec, expected.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+        for vector, three in (('linear', numbers[:3]), ('angular', numbers[3:])):
+            for axis, number in zip('xyz', three, strict=True):
+                setattr(getattr(expected.twist, vector), axis, number)
+        message = expected.twist if frame is None else expected
+        data = write(stamp_ns, numbers)
+        assert deserialize_message(data, Twist if frame is None else TwistStamped) == message
+        assert len(data) == len(serialize_message(message))  # what it pads with is anything
