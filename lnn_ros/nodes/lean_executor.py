@@ -40,9 +40,9 @@ BATCH = 16
 LOOK_NS = 50_000_000
 AT_ONCE_NS = 200_000  # a wait that is over in this time did not wait
 
-# What is used of rclpy beyond its documented interface; the same in Jazzy and in Kilted.
+# What is used of rclpy beyond its documented interface.
 _CLASS_INTERNALS = ('_spin_once_impl', 'can_execute', 'wait_for_ready_callbacks')
-_OBJECT_INTERNALS = ('_guard', '_is_shutdown', '_sigint_gc', '_tasks')
+_OBJECT_INTERNALS = ('_guard', '_is_shutdown', '_sigint_gc')
 _MESSAGE_ONLY = Subscription.CallbackType.MessageOnly
 
 
@@ -56,6 +56,8 @@ class LeanExecutor(SingleThreadedExecutor):
         RuntimeError: from the constructor, when this rclpy lacks something that is relied on.
     """
 
+    _pending_tasks: dict[Any, Any]  # in some versions of rclpy
+
     def __init__(self, *, context: Context | None = None) -> None:
         # what wake() needs: it may be called as soon as the base class is initialised
         self._changed = True
@@ -68,6 +70,13 @@ class LeanExecutor(SingleThreadedExecutor):
         super().__init__(context=context)
         missing = [name for name in _CLASS_INTERNALS if not hasattr(SingleThreadedExecutor, name)]
         missing += [name for name in _OBJECT_INTERNALS if not hasattr(self, name)]
+        # In 7.1.9 (Jazzy), 9.1.4 (Kilted) and 10 (Lyrical) the tasks are the keys of a dictionary,
+        # in those before the first ones of tuples in a list.
+        self._has_dictionary = hasattr(self, '_pending_tasks')
+        if not (self._has_dictionary or hasattr(self, '_tasks')):
+            missing.append('_pending_tasks')
+        if not hasattr(getattr(self, '_guard', None), '_executor_triggered'):
+            missing.append('_guard._executor_triggered')
         try:
             if missing:
                 raise AttributeError(f'it has no {", ".join(missing)}')
@@ -122,7 +131,7 @@ class LeanExecutor(SingleThreadedExecutor):
         timeout = timeout_sec_to_nsec(timeout_sec)  # negative: for ever
         end = time.monotonic_ns() + timeout
         while not (self._is_shutdown or wait_condition()):
-            if self._tasks and any(not (t.done() or t.cancelled()) for t, _, _ in self._tasks):
+            if self._has_unfinished_task():
                 # create_task() was called, or a suspended coroutine blocks its callback group
                 self._own = frozenset()
                 self._changed = True
@@ -136,6 +145,15 @@ class LeanExecutor(SingleThreadedExecutor):
                 return
 
     # our own --------------------------------------------------------------------------------------
+
+    def _has_unfinished_task(self) -> bool:
+        kept = self._pending_tasks if self._has_dictionary else self._tasks
+        if not kept:
+            return False
+        tasks = list(kept)  # a copy, as another thread may add one
+        if not self._has_dictionary:
+            tasks = [task for task, _, _ in tasks]
+        return any(not (task.done() or task.cancelled()) for task in tasks)
 
     def _run_ready(self) -> bool:
         """Run one callback of those that the last wait found; False when there is none."""
@@ -215,7 +233,8 @@ class _KeptWaitSet:
     """A wait set for all entities of some nodes; keeps them from being destroyed until closed.
 
     Attributes:
-        plain: subscriptions whose callback is no coroutine, by the address of their handle.
+        plain: subscriptions that can be served without the inherited executor: those whose
+            callback is no coroutine; by the address of their handle.
         waited: the last wait lasted.
         woken: it was ended by a guard condition or by the time, so the context may be gone.
     """
@@ -228,7 +247,8 @@ class _KeptWaitSet:
         self.plain = {}
         subscriptions = self._hold(s for node in nodes for s in node.subscriptions)
         for subscription in subscriptions:
-            if not inspect.iscoroutinefunction(subscription.callback):
+            is_known = hasattr(subscription, '_callback_type')  # as in every rclpy so far
+            if is_known and not inspect.iscoroutinefunction(subscription.callback):
                 self.plain[subscription.handle.pointer] = subscription
         users_guards = self._hold(guard for node in nodes for guard in node.guards)
         self._guards = {guard.handle.pointer: guard for guard in users_guards}

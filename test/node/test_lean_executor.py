@@ -40,6 +40,19 @@ def executor(node):
         yield executor
 
 
+@pytest.fixture(params=['installed', 'other'])
+def executor_of_either_kind(request, monkeypatch, node):
+    """Return an executor whose base keeps its tasks as the installed rclpy does, or otherwise."""
+    if request.param == 'other':
+        if hasattr(SingleThreadedExecutor(), '_pending_tasks'):
+            pytest.skip('this rclpy keeps a dictionary, which cannot pass for a list')
+        tasks = property(lambda self: {task: None for task, _, _ in vars(self)['_tasks']})
+        monkeypatch.setattr(SingleThreadedExecutor, '_pending_tasks', tasks, raising=False)
+    with LeanExecutor() as executor:
+        executor.add_node(node)
+        yield executor
+
+
 def numbered(number):
     message = Imu()
     message.header.stamp.sec = number
@@ -266,8 +279,9 @@ def test_a_client_gets_its_response(node, other, executor):
 
 
 def test_a_coroutine_may_await_a_service_while_messages_come(
-    node, other, executor, spin_until, connected
+    node, other, executor_of_either_kind, spin_until, connected
 ):
+    executor = executor_of_either_kind
     other.create_service(Trigger, 'call', lambda _, response: response)
     executor.add_node(other)
     client = node.create_client(Trigger, 'call', callback_group=ReentrantCallbackGroup())
@@ -292,7 +306,8 @@ def test_a_coroutine_may_await_a_service_while_messages_come(
     executor.remove_node(other)
 
 
-def test_tasks_are_run(executor):
+def test_tasks_are_run(executor_of_either_kind):
+    executor = executor_of_either_kind
     task = executor.create_task(lambda: 42)
     executor.spin_until_future_complete(task, timeout_sec=DEADLINE)
     assert task.result() == 42

@@ -9,7 +9,12 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy')
 
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
+from rclpy.executors import (  # noqa: E402
+    Executor,
+    ExternalShutdownException,
+    SingleThreadedExecutor,
+)
+from rclpy.impl.implementation_singleton import rclpy_implementation  # noqa: E402
 from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
@@ -196,9 +201,28 @@ def test_an_unknown_executor_is_refused(node):
         open_executor(node)
 
 
-def test_where_rclpy_differs_the_stock_executor_serves_and_a_line_says_so(node, monkeypatch, capfd):
+@pytest.mark.parametrize(
+    'name', ['_spin_once_impl', 'can_execute', '_pending_tasks', 'add_subscription']
+)
+def test_where_rclpy_differs_the_stock_executor_serves_and_a_line_says_so(
+    name, node, monkeypatch, capfd
+):
     declare(node, [EXECUTOR])
-    monkeypatch.delattr(SingleThreadedExecutor, '_spin_once_impl')
-    with open_executor(node) as executor:
-        assert type(executor) is SingleThreadedExecutor
-    assert capfd.readouterr().err.count('_spin_once_impl') == 1
+    if name == 'add_subscription':
+        monkeypatch.setattr(rclpy_implementation, 'WaitSet', lambda *_: object())
+    elif hasattr(SingleThreadedExecutor, name):
+        owner = SingleThreadedExecutor if name in vars(SingleThreadedExecutor) else Executor
+        monkeypatch.delattr(owner, name)
+    else:
+        init = SingleThreadedExecutor.__init__
+
+        def lacking(self, **options):
+            init(self, **options)
+            vars(self).pop(name if hasattr(self, name) else '_tasks')
+
+        monkeypatch.setattr(SingleThreadedExecutor, '__init__', lacking)
+    executor = open_executor(node)
+    assert type(executor) is SingleThreadedExecutor
+    monkeypatch.undo()
+    executor.shutdown()
+    assert capfd.readouterr().err.count(name) == 1
