@@ -10,6 +10,7 @@ time, simulated or not); the watchdog and the diagnostics' timer run on the mono
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -80,6 +81,9 @@ class ControllerNode(LifecycleNode):
         self._mode = Mode.WAITING
         self._longest_interval = 0.0
         self._log: RunLog | None = None
+        # Held while a message is dealt with: a safe command of the watchdog in the midst of it
+        # would be forgotten by the slew, and the command that comes out could be a jump.
+        self._turn = threading.Lock()
         self._undo: list[Callable[[], object]] = []  # destroys what on_configure made
         self._limit_names: list[str] = []
         self.add_on_set_parameters_callback(self._judge_parameters)
@@ -182,28 +186,35 @@ class ControllerNode(LifecycleNode):
     def _on_image(self, message: bytes) -> None:
         if not self._active:  # rclpy gates only publishers: callbacks run when inactive, too
             return
-        begun = time.perf_counter_ns()
-        try:
-            image = read_image(message)
-            command = self._controller.on_image(
-                image.data, image.height, image.width, image.encoding, image.step, image.stamp_ns
-            )
-        except (MessageError, ObservationError) as error:
-            self.get_logger().error(f'image: {error}', throttle_duration_sec=2.0)
-            return
-        self._finish(command, image.stamp_ns, True, begun)
+        with self._turn:
+            begun = time.perf_counter_ns()
+            try:
+                image = read_image(message)
+                command = self._controller.on_image(
+                    image.data,
+                    image.height,
+                    image.width,
+                    image.encoding,
+                    image.step,
+                    image.stamp_ns,
+                )
+            except (MessageError, ObservationError) as error:
+                self.get_logger().error(f'image: {error}', throttle_duration_sec=2.0)
+                return
+            self._finish(command, image.stamp_ns, True, begun)
 
     def _on_imu(self, message: bytes) -> None:
         if not self._active:
             return
-        begun = time.perf_counter_ns()
-        try:
-            stamp_ns, angular_velocity, linear_acceleration = read_imu(message)
-            command = self._controller.on_imu(angular_velocity, linear_acceleration, stamp_ns)
-        except (MessageError, ObservationError) as error:
-            self.get_logger().error(f'imu/data: {error}', throttle_duration_sec=2.0)
-            return
-        self._finish(command, stamp_ns, False, begun)
+        with self._turn:
+            begun = time.perf_counter_ns()
+            try:
+                stamp_ns, angular_velocity, linear_acceleration = read_imu(message)
+                command = self._controller.on_imu(angular_velocity, linear_acceleration, stamp_ns)
+            except (MessageError, ObservationError) as error:
+                self.get_logger().error(f'imu/data: {error}', throttle_duration_sec=2.0)
+                return
+            self._finish(command, stamp_ns, False, begun)
 
     # command out ----------------------------------------------------------------------------------
 
@@ -233,15 +244,22 @@ class ControllerNode(LifecycleNode):
 
     def _on_silence(self, silence: float) -> None:
         """Send the safe command; called by the watchdog from its own thread."""
-        self._commands.publish(self._controller.stop())
-        trigger = self._controller.policy.contract.trigger
-        if self._mode is Mode.WAITING:
-            self.get_logger().info(f'waiting for {trigger} messages', once=True)
-        elif self._mode is not Mode.STALE:
-            self._mode = Mode.STALE
-            self.get_logger().warning(
-                f'no {trigger} message for {silence:.2f} s (watchdog_timeout), safe command sent'
-            )
+        # not for ever: a callback that hangs must not hold this up
+        has_turn = self._turn.acquire(timeout=0.1 * self._watchdog.timeout)
+        try:
+            self._commands.publish(self._controller.stop())
+            trigger = self._controller.policy.contract.trigger
+            if self._mode is Mode.WAITING:
+                self.get_logger().info(f'waiting for {trigger} messages', once=True)
+            elif self._mode is not Mode.STALE:
+                self._mode = Mode.STALE
+                self.get_logger().warning(
+                    f'no {trigger} message for {silence:.2f} s (watchdog_timeout), '
+                    'safe command sent'
+                )
+        finally:
+            if has_turn:
+                self._turn.release()
 
     # deactivate -----------------------------------------------------------------------------------
 

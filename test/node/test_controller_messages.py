@@ -1,18 +1,23 @@
 """What the controller takes and sends over DDS, and on what terms."""
 
 import math
+import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import rclpy
 from geometry_msgs.msg import Twist, TwistStamped
 from rclpy.context import Context
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, Imu
 
 from lnn_ros.nodes.controller_node import ControllerNode
 
+MS = 1_000_000
 RELIABLE, BEST_EFFORT = ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT
 
 
@@ -234,3 +239,49 @@ def test_watchdog_also_holds_when_only_the_other_stream_goes_on(controller, peer
         return is_safe(commands[-1])
 
     peer.until(stopped, 'the watchdog stops it', seconds=2.0)
+
+
+@pytest.mark.parametrize('hangs', [False, True])
+def test_watchdog_waits_for_a_command_that_is_being_made_unless_that_hangs(
+    ros, policy, monkeypatch, hangs
+) -> None:
+    given = {'policy': policy, 'watchdog_timeout': 60.0 if not hangs else 1.0}
+    node = ControllerNode(parameter_overrides=[Parameter(k, value=v) for k, v in given.items()])
+    node.trigger_configure()
+    node.trigger_activate()
+    sent: list[list[float]] = []
+    monkeypatch.setattr(node._commands, 'publish', lambda values: sent.append(values.tolist()))
+
+    def message(kind: type, ms: int, **fields: Any) -> bytes:
+        message = kind(**fields)
+        message.header.stamp.sec, message.header.stamp.nanosec = divmod(10**12 + ms * MS, 1000 * MS)
+        return serialize_message(message)
+
+    node._on_image(message(Image, 1, height=1, width=1, step=1, encoding='mono8', data=b'x'))
+    for ms in range(2, 10):
+        node._on_imu(message(Imu, ms))
+    command = node._controller.engine.command
+    silence = threading.Thread(target=node._on_silence, args=(1.0,))
+
+    def interrupted() -> Any:
+        silence.start()
+        if hangs:
+            silence.join(5.0)
+            assert not silence.is_alive(), 'the safe command was held up'
+        else:
+            time.sleep(0.2)
+        return command() * 0.0 + 1.0
+
+    monkeypatch.setattr(node._controller.engine, 'command', interrupted)
+    sent.clear()
+    node._on_imu(message(Imu, 300))  # so long after the last that the slew lets it go to 1
+    silence.join(5.0)
+    safe = node._controller.limiter.safe.tolist()
+    assert safe in sent and len(sent) == 2
+    if not hangs:
+        assert sent == [[1.0, 1.0], safe]
+        monkeypatch.setattr(node._controller.engine, 'command', command)
+        node._on_imu(message(Imu, 310))
+        assert sent[-1] == safe  # the slew begins there
+    node.trigger_shutdown()
+    node.destroy_node()
