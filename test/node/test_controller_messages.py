@@ -246,7 +246,9 @@ def test_watchdog_waits_for_a_command_that_is_being_made_unless_that_hangs(
     ros, policy, monkeypatch, hangs
 ) -> None:
     given = {'policy': policy, 'watchdog_timeout': 60.0 if not hangs else 1.0}
-    node = ControllerNode(parameter_overrides=[Parameter(k, value=v) for k, v in given.items()])
+    overrides = [Parameter(name, value=value) for name, value in given.items()]
+    # a namespace, as the next test must not find this one's services
+    node = ControllerNode(namespace='in_process', parameter_overrides=overrides)
     node.trigger_configure()
     node.trigger_activate()
     sent: list[list[float]] = []
