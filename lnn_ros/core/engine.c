@@ -24,6 +24,7 @@ struct lnn_engine {
     lnn_convolution_plan convolution[MOST_LAYERS];
     real *plane[MOST_LAYERS + 1];  /* each layer's padded input; at the end what is flattened */
     real *inside[MOST_LAYERS + 1]; /* where in it the layer before writes */
+    int64_t image_row, image_plane; /* reals from one row, one channel to the next in plane[0] */
     lnn_map map_features;
     real *encoded; /* padded, as the inputs are not */
     lnn_map mapping[MOST_LAYERS];
@@ -103,28 +104,35 @@ static int lay_out_encoder(lnn_engine *e, arena *from, const lnn_policy *policy)
         if (layer && (!in_range(layer->channels, 1, MOST_SIDE) || !in_range(layer->kernel, 1, 255) ||
                       !in_range(layer->stride, 1, 255) || !in_range(padding, 0, 254)))
             return 0;
-        const int64_t row = (width + 2 * padding) * channels;
-        const int64_t offset = padding * row + padding * channels;
-        if (row > (int64_t)(MOST_BYTES / sizeof(real)) / (height + 2 * padding))
+        /* the image keeps its channels apart; after a convolution they stand together */
+        const int64_t pixel = i > 0 ? channels : 1, planes = i > 0 ? 1 : channels;
+        const int64_t row = (width + 2 * padding) * pixel, plane = row * (height + 2 * padding);
+        if (plane > (int64_t)(MOST_BYTES / sizeof(real)) / planes)
             return 0;
-        e->plane[i] = take(from, row * (height + 2 * padding));
-        e->inside[i] = e->plane[i] ? e->plane[i] + offset : NULL;
-        if (i > 0)
+        e->plane[i] = take(from, plane * planes);
+        e->inside[i] = e->plane[i] ? e->plane[i] + padding * (row + pixel) : NULL;
+        if (i > 0) {
             e->convolution[i - 1].out_row = row;
+        } else {
+            e->image_row = row;
+            e->image_plane = plane;
+        }
         if (!layer)
             break;
-        lnn_convolution_plan *plan = &e->convolution[i];
-        plan->before = channels;
-        plan->channels = layer->channels;
-        plan->kernel = layer->kernel;
-        plan->stride = layer->stride;
-        plan->in_row = row;
         if (height + 2 * padding < layer->kernel || width + 2 * padding < layer->kernel)
             return 0;
+        lnn_convolution_plan *plan = &e->convolution[i];
+        plan->channels = layer->channels;
         height = plan->rows = (height + 2 * padding - layer->kernel) / layer->stride + 1;
         width = plan->columns = (width + 2 * padding - layer->kernel) / layer->stride + 1;
-        const int64_t panels = lnn_padded(layer->channels);
-        plan->weight = take(from, layer->kernel * layer->kernel * channels * panels);
+        plan->taps = channels * layer->kernel * layer->kernel;
+        plan->pixel = layer->stride * pixel;
+        plan->row = layer->stride * row;
+        plan->overlaps = layer->kernel == 3 && layer->stride == 2;
+        const int64_t offsets = plan->taps * (int64_t)(sizeof(int64_t) / sizeof(real));
+        plan->offset = (int64_t *)take(from, offsets);
+        const int64_t panels = (layer->channels + LNN_PANEL - 1) / LNN_PANEL * LNN_PANEL;
+        plan->weight = take(from, plan->taps * panels);
         plan->bias = take(from, panels);
         channels = layer->channels;
     }
@@ -277,22 +285,24 @@ static void pack(lnn_map *map, const real *weight, int64_t outputs, int64_t inpu
                 weight[i * inputs + j];
 }
 
-static void pack_convolution(lnn_convolution_plan *plan, const lnn_convolution *layer)
+static void pack_convolution(lnn_convolution_plan *plan, const lnn_convolution *layer,
+                             int64_t channel)
 {
-    const int64_t area = plan->kernel * plan->kernel;
+    const int64_t k = layer->kernel, pixel = plan->pixel / layer->stride;
+    const int64_t row = plan->row / layer->stride;
+    for (int64_t t = 0; t < plan->taps; t++)
+        plan->offset[t] = t / (k * k) * channel + t / k % k * row + t % k * pixel;
     for (int64_t i = 0; i < plan->channels; i++) {
         plan->bias[i] = layer->bias[i];
-        real *panel = plan->weight + i / LNN_LANES * LNN_LANES * area * plan->before;
-        for (int64_t c = 0; c < plan->before; c++)
-            for (int64_t k = 0; k < area; k++) /* channels first to channels last */
-                panel[(k * plan->before + c) * LNN_LANES + i % LNN_LANES] =
-                    layer->weight[(i * plan->before + c) * area + k];
+        real *panel = plan->weight + i / LNN_PANEL * LNN_PANEL * plan->taps + i % LNN_PANEL;
+        for (int64_t t = 0; t < plan->taps; t++)
+            panel[t * LNN_PANEL] = layer->weight[i * plan->taps + t];
     }
 }
 
 static void pack_features(lnn_engine *e, const lnn_linear *features)
 {
-    int64_t channels = e->channels, area = e->height * e->width;
+    int64_t channels = 1, area = e->map_features.inputs; /* the image's planes stay as they are */
     if (e->convolutions) {
         const lnn_convolution_plan *last = &e->convolution[e->convolutions - 1];
         channels = last->channels;
@@ -375,7 +385,7 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
         return NULL;
     e->kernels = kernels;
     for (int64_t i = 0; i < e->convolutions; i++)
-        pack_convolution(&e->convolution[i], &policy->convolution[i]);
+        pack_convolution(&e->convolution[i], &policy->convolution[i], i > 0 ? 1 : e->image_plane);
     if (e->features)
         pack_features(e, &policy->features);
     for (int64_t i = 0; i < e->mappings; i++)
@@ -409,17 +419,16 @@ static int all_finite(const real *x, int64_t count)
 
 int lnn_hold_image(lnn_engine *e, const real *pixels)
 {
-    const int64_t channels = e->channels, area = e->height * e->width;
-    if (!e->features || !all_finite(pixels, channels * area))
+    if (!e->features)
         return 0;
-    const int64_t row = e->convolutions ? e->convolution[0].in_row : e->width * channels;
-    for (int64_t c = 0; c < channels; c++) /* channels first to channels last */
-        for (int64_t y = 0; y < e->height; y++) {
-            real *to = e->inside[0] + y * row + c;
-            const real *from = pixels + c * area + y * e->width;
-            for (int64_t x = 0; x < e->width; x++, to += channels)
-                *to = from[x];
-        }
+    int good = 1; /* of an image that is refused only what is overwritten here is left */
+    for (int64_t c = 0; c < e->channels; c++) {
+        real *to = e->inside[0] + c * e->image_plane;
+        for (int64_t y = 0; y < e->height; y++, pixels += e->width, to += e->image_row)
+            good &= e->kernels->copy_finite(e->width, pixels, to);
+    }
+    if (!good)
+        return 0;
     for (int64_t i = 0; i < e->convolutions; i++)
         e->kernels->convolve(&e->convolution[i], e->plane[i], e->inside[i + 1]);
     const lnn_map *map = &e->map_features;

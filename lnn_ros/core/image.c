@@ -12,11 +12,15 @@ void lnn_see(const lnn_view *view, const lnn_kernels *kernels, const uint8_t *im
 {
     const lnn_spans *rows = &view->rows;
     const int64_t width = view->columns.target, plane = rows->target * width;
+    int copied = 1; /* an image that has the network's width already: one cell each */
+    for (int64_t x = 0; x < width; x++)
+        copied &= view->columns.first[x] == x && view->columns.count[x] == 1 &&
+                  view->columns.first_share[x] == 1;
     for (int64_t y = 0; y < rows->target; y++) {
         const real share[3] = {rows->first_share[y], rows->inner_share[y], rows->last_share[y]};
         kernels->average_rows(image + (size_t)rows->first[y] * step, step, rows->count[y], share,
                               view->source_width * view->source_channels, scratch);
-        kernels->average_columns(view, scratch, plane, pixels + y * width);
+        kernels->average_columns(view, scratch, plane, copied, pixels + y * width);
     }
 }
 
@@ -28,6 +32,11 @@ const lnn_kernels *lnn_kernels_at(int index)
     if (index == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("bmi2"))
         return &lnn_kernels_v3;
+#endif
+#ifdef LNN_HAS_V4
+    if (index == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return &lnn_kernels_v4;
 #endif
     return NULL;
 }

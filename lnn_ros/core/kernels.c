@@ -1,4 +1,4 @@
-/* The inner loops for any processor; kernels_v3.c compiles this file again for AVX2 and FMA. */
+/* The inner loops for any processor; kernels_v3.c and kernels_v4.c compile this file again. */
 #include "kernels.h"
 
 #include "elementary.h"
@@ -11,107 +11,160 @@
 /* GCC's vector types: one register where the processor has it, else several. Unaligned. */
 typedef real lanes __attribute__((vector_size(LNN_LANES * sizeof(real)), aligned(sizeof(real)),
                                   may_alias));
-/* what comparing two of them gives: all bits set or none */
-typedef __typeof__((lanes){0} < (lanes){0}) mask;
 typedef real quad __attribute__((vector_size(4 * sizeof(real)), aligned(sizeof(real)), may_alias));
 typedef uint16_t words16 __attribute__((vector_size(32), aligned(1), may_alias));
 
 #define AT(type, pointer) (*(type *)(pointer))
 #define CONST_AT(type, pointer) (*(const type *)(pointer))
 
-static void affine(const lnn_map *map, const real *bias, const real *x, real *restrict out)
+/* A register of this variant: GCC takes a wider vector apart through memory, and the sums of a
+ * product are to stay where they are. Eight sums, or each would wait for itself. */
+#ifndef LNN_REGISTER
+#define LNN_REGISTER 16
+#endif
+enum { VECTOR = LNN_REGISTER / sizeof(real), SUMS = 8 };
+typedef real vector __attribute__((vector_size(LNN_REGISTER), aligned(sizeof(real)), may_alias));
+/* the same for maps, whose outputs come by LNN_LANES */
+#define LNN_NARROW (LNN_REGISTER < LNN_LANES * (int)sizeof(real) ? LNN_REGISTER : 32)
+enum { NARROW = LNN_NARROW / sizeof(real) };
+typedef real narrow __attribute__((vector_size(LNN_NARROW), aligned(sizeof(real)), may_alias));
+/* what comparing two of them gives: all bits set or none */
+typedef __typeof__((vector){0} < (vector){0}) mask;
+
+/* `width` outputs: the sums stay in registers as it is a constant. */
+static inline __attribute__((always_inline)) void
+affine_block(int64_t inputs, const real *w, const real *bias, const real *x, real *restrict out,
+             const int width)
 {
-    const int64_t inputs = map->inputs, outputs = map->outputs;
-    const real *w = map->weight;
-    int64_t i = 0;
-    for (; i + LNN_BLOCK <= outputs; i += LNN_BLOCK) {
-        lanes a = CONST_AT(lanes, bias + i), b = CONST_AT(lanes, bias + i + LNN_LANES);
-        lanes c = CONST_AT(lanes, bias + i + 2 * LNN_LANES);
-        lanes d = CONST_AT(lanes, bias + i + 3 * LNN_LANES);
-        for (int64_t j = 0; j < inputs; j++, w += LNN_BLOCK) {
-            a += CONST_AT(lanes, w) * x[j];
-            b += CONST_AT(lanes, w + LNN_LANES) * x[j];
-            c += CONST_AT(lanes, w + 2 * LNN_LANES) * x[j];
-            d += CONST_AT(lanes, w + 3 * LNN_LANES) * x[j];
-        }
-        AT(lanes, out + i) = a;
-        AT(lanes, out + i + LNN_LANES) = b;
-        AT(lanes, out + i + 2 * LNN_LANES) = c;
-        AT(lanes, out + i + 3 * LNN_LANES) = d;
-    }
-    for (; i < outputs; i += LNN_LANES) { /* four sums, or each would wait for the one before it */
-        lanes a = CONST_AT(lanes, bias + i), b = {0}, c = {0}, d = {0};
-        int64_t j = 0;
-        for (; j + 4 <= inputs; j += 4, w += 4 * LNN_LANES) {
-            a += CONST_AT(lanes, w) * x[j];
-            b += CONST_AT(lanes, w + LNN_LANES) * x[j + 1];
-            c += CONST_AT(lanes, w + 2 * LNN_LANES) * x[j + 2];
-            d += CONST_AT(lanes, w + 3 * LNN_LANES) * x[j + 3];
-        }
-        for (; j < inputs; j++, w += LNN_LANES)
-            a += CONST_AT(lanes, w) * x[j];
-        AT(lanes, out + i) = (a + b) + (c + d);
-    }
+    const int vectors = width / NARROW, chains = vectors < SUMS ? SUMS / vectors : 1;
+    narrow sum[LNN_BLOCK / NARROW > SUMS ? LNN_BLOCK / NARROW : SUMS];
+    for (int k = 0; k < vectors * chains; k++)
+        sum[k] = k < vectors ? CONST_AT(narrow, bias + k * NARROW) : (narrow){0};
+    int64_t j = 0;
+    for (; j + chains <= inputs; j += chains, w += chains * width)
+        for (int k = 0; k < vectors * chains; k++)
+            sum[k] += CONST_AT(narrow, w + k * NARROW) * x[j + k / vectors];
+    for (; j < inputs; j++, w += width)
+        for (int k = 0; k < vectors; k++)
+            sum[k] += CONST_AT(narrow, w + k * NARROW) * x[j];
+    for (int k = vectors; k < vectors * chains; k++)
+        sum[k % vectors] += sum[k];
+    for (int k = 0; k < vectors; k++)
+        AT(narrow, out + k * NARROW) = sum[k];
 }
 
-/* ReLU, then as many of the lanes as there are channels. By address: without AVX a vector this
- * wide has no agreed way to be passed by value. */
-static inline void store_rectified(const lanes *sum, real *out, int64_t channels)
+static void affine(const lnn_map *map, const real *bias, const real *x, real *restrict out)
+{
+    const int64_t inputs = map->inputs;
+    const real *w = map->weight;
+    int64_t i = 0;
+    for (; i + LNN_BLOCK <= map->outputs; i += LNN_BLOCK)
+        affine_block(inputs, w + i * inputs, bias + i, x, out + i, LNN_BLOCK);
+    for (; i < map->outputs; i += LNN_LANES)
+        affine_block(inputs, w + i * inputs, bias + i, x, out + i, LNN_LANES);
+}
+
+/* ReLU, then as many of the lanes as there are channels. */
+static inline void store_rectified(vector sum, real *out, int64_t channels)
 {
     /* not < 0 instead of > 0: a NaN stays one */
-    const lanes value = (lanes)((mask)*sum & ~(*sum < 0));
-    if (channels >= LNN_LANES)
-        AT(lanes, out) = value;
+    const vector value = (vector)((mask)sum & ~(sum < 0));
+    if (channels >= VECTOR)
+        AT(vector, out) = value;
+    else if (channels == VECTOR / 2)
+        memcpy(out, &value, sizeof value / 2);
     else
         for (int64_t k = 0; k < channels; k++)
             out[k] = value[k];
 }
 
-/* `pixels` neighbours of `panels` times LNN_LANES channels; with constants for these two, the loops
- * over them vanish and the sums stay in registers. Eight at once, or each would wait for itself. */
+/* A row of outputs: blocks of `pixels` neighbours by `vectors` of channels. Their sums, at most
+ * SUMS, stay in registers as these two are constants; several, or each would wait for itself. */
 static inline __attribute__((always_inline)) void
-convolve_block(const lnn_convolution_plan *plan, const real *in, const real *w, const real *bias,
-               real *out, int64_t channels, const int pixels, const int panels)
+convolve_row(const lnn_convolution_plan *plan, const real *in, const real *weight,
+             const real *bias, real *out, int64_t channels, const int pixels, const int vectors)
 {
-    const int64_t pixel = plan->stride * plan->before, segment = plan->kernel * plan->before;
-    const int64_t panel = plan->kernel * segment * LNN_LANES;
-    lanes sum[8];
-    for (int k = 0; k < pixels * panels; k++)
-        sum[k] = CONST_AT(lanes, bias + k / pixels * LNN_LANES);
-    for (int64_t y = 0; y < plan->kernel; y++, in += plan->in_row)
-        for (int64_t j = 0; j < segment; j++, w += LNN_LANES)
-            for (int k = 0; k < pixels * panels; k++)
-                sum[k] += CONST_AT(lanes, w + k / pixels * panel) * in[j + k % pixels * pixel];
-    for (int k = 0; k < pixels * panels; k++)
-        store_rectified(&sum[k], out + k % pixels * plan->channels + k / pixels * LNN_LANES,
-                        channels - k / pixels * LNN_LANES);
+    const int64_t taps = plan->taps, *offset = plan->offset, pixel = plan->pixel;
+    for (int64_t x = 0; x < plan->columns; x += pixels) {
+        /* the last block may overlap the one before: the same numbers once more */
+        const int64_t at = x + pixels <= plan->columns ? x : plan->columns - pixels;
+        const real *w = weight, *corner = in + at * pixel;
+        vector sum[SUMS];
+        for (int k = 0; k < pixels * vectors; k++)
+            sum[k] = CONST_AT(vector, bias + k / pixels * VECTOR);
+        int64_t t = 0;
+        if (vectors == 1 && plan->overlaps) /* loads limit this: what two pixels see is read once */
+            for (; t < taps; t += 3, w += 3 * LNN_PANEL) {
+                const real *outer = corner + offset[t], *middle = corner + offset[t + 1];
+                for (int k = 0; k < pixels; k++) {
+                    sum[k] += CONST_AT(vector, w) * outer[k * pixel];
+                    sum[k] += CONST_AT(vector, w + LNN_PANEL) * middle[k * pixel];
+                    sum[k] += CONST_AT(vector, w + 2 * LNN_PANEL) * outer[(k + 1) * pixel];
+                }
+            }
+        for (; t < taps; t++, w += LNN_PANEL) {
+            const real *from = corner + offset[t];
+            for (int k = 0; k < pixels * vectors; k++)
+                sum[k] += CONST_AT(vector, w + k / pixels * VECTOR) * from[k % pixels * pixel];
+        }
+        for (int k = 0; k < pixels * vectors; k++)
+            store_rectified(sum[k], out + (at + k % pixels) * plan->channels + k / pixels * VECTOR,
+                            channels - k / pixels * VECTOR);
+    }
 }
 
 static void convolve(const lnn_convolution_plan *plan, const real *in, real *out)
 {
-    const int64_t pixel = plan->stride * plan->before, columns = plan->columns;
-    const int64_t panel = plan->kernel * plan->kernel * plan->before * LNN_LANES;
-    for (int64_t first = 0, panels; first < plan->channels; first += panels * LNN_LANES) {
-        const real *w = plan->weight + first / LNN_LANES * panel, *bias = plan->bias + first;
+    for (int64_t first = 0; first < plan->channels; first += LNN_PANEL) {
+        const real *weight = plan->weight + first * plan->taps, *bias = plan->bias + first;
         const int64_t channels = plan->channels - first;
-        panels = channels > LNN_LANES && columns >= 4 ? 2 : 1;
-        const int64_t pixels = columns < 4 ? 1 : columns < 8 || panels == 2 ? 4 : 8;
-        for (int64_t y = 0; y < plan->rows; y++)
-            for (int64_t x = 0; x < columns; x += pixels) {
-                /* the last block may overlap the one before: the same numbers once more */
-                const int64_t at = x + pixels <= columns ? x : columns - pixels;
-                const real *from = in + y * plan->stride * plan->in_row + at * pixel;
-                real *to = out + y * plan->out_row + at * plan->channels + first;
-                if (panels == 2)
-                    convolve_block(plan, from, w, bias, to, channels, 4, 2);
-                else if (pixels == 8)
-                    convolve_block(plan, from, w, bias, to, channels, 8, 1);
-                else if (pixels == 4)
-                    convolve_block(plan, from, w, bias, to, channels, 4, 1);
-                else
-                    convolve_block(plan, from, w, bias, to, channels, 1, 1);
+        int vectors = 1, pixels = 1;
+        while (vectors * VECTOR < LNN_PANEL && vectors * VECTOR < channels)
+            vectors *= 2;
+        while (2 * pixels * vectors <= SUMS && 2 * pixels <= plan->columns)
+            pixels *= 2;
+        for (int64_t y = 0; y < plan->rows; y++) {
+            const real *from = in + y * plan->row;
+            real *to = out + y * plan->out_row + first;
+#define CASE(p, v)                                                              \
+    case 16 * (p) + (v):                                                        \
+        if ((v) * VECTOR <= LNN_PANEL) /* or this variant has no such case */   \
+            convolve_row(plan, from, weight, bias, to, channels, p, v);         \
+        break
+            switch (16 * pixels + vectors) {
+                CASE(8, 1);
+                CASE(4, 1);
+                CASE(2, 1);
+                CASE(1, 1);
+                CASE(4, 2);
+                CASE(2, 2);
+                CASE(1, 2);
+                CASE(2, 4);
+                CASE(1, 4);
+                CASE(1, 8);
             }
+#undef CASE
+        }
     }
+}
+
+static int copy_finite(int64_t count, const real *x, real *restrict out)
+{
+    lanes odd = {0}; /* x - x is 0, and NaN for NaN and the infinities */
+    int64_t i = 0;
+    for (; i + LNN_LANES <= count; i += LNN_LANES) {
+        const lanes value = CONST_AT(lanes, x + i);
+        AT(lanes, out + i) = value;
+        odd += value - value;
+    }
+    for (; i < count; i++) {
+        out[i] = x[i];
+        odd[0] += x[i] - x[i];
+    }
+    int good = 1;
+    for (int k = 0; k < LNN_LANES; k++)
+        good &= odd[k] == 0;
+    return good;
 }
 
 static void neural_ltc(const lnn_neural_ltc_plan *plan, const real *from, const real *to,
@@ -169,10 +222,15 @@ enum { AVERAGE_BLOCK = 32, AVERAGE_ROWS = 256 }; /* 256 rows of bytes still fit 
 static void average_rows(const uint8_t *first, size_t step, int64_t count, const real share[3],
                          int64_t bytes, real *restrict out)
 {
+    if (count == 1) {
+        for (int64_t k = 0; k < bytes; k++)
+            out[k] = share[0] * (real)first[k];
+        return;
+    }
     const uint8_t *last = first + (size_t)(count - 1) * step;
     /* every row counts with the inner share; the outer two are then corrected, if they differ */
     const real more_first = share[0] - share[1];
-    const real more_last = count > 1 ? share[2] - share[1] : 0;
+    const real more_last = share[2] - share[1];
     for (int64_t x = 0; x < bytes; x += AVERAGE_BLOCK) {
         int64_t at = x;
         if (x + AVERAGE_BLOCK > bytes && bytes >= AVERAGE_BLOCK)
@@ -212,37 +270,85 @@ static void average_rows(const uint8_t *first, size_t step, int64_t count, const
     }
 }
 
-static void average_columns(const lnn_view *view, const real *row, int64_t plane, real *restrict out)
+/* The average of four channels at once: the row has room for it, what is too much is not used. By
+ * address: without AVX a vector of four doubles has no agreed way to be returned. */
+static inline __attribute__((always_inline)) void
+average_pixel(const lnn_view *view, const real *row, int64_t x, const int copied, quad *mean)
 {
     const lnn_spans *spans = &view->columns;
-    const int64_t source_channels = view->source_channels;
-    const quad offset = CONST_AT(quad, view->offset);
-    const quad red = CONST_AT(quad, view->mix), green = CONST_AT(quad, view->mix + 4);
-    const quad blue = CONST_AT(quad, view->mix + 8), alpha = CONST_AT(quad, view->mix + 12);
-    for (int64_t x = 0; x < spans->target; x++, out++) {
-        /* always four channels at once: the row has room for it, what is too much is not used */
-        const real *from = row + spans->first[x] * source_channels;
-        const real *end = from + (spans->count[x] - 1) * source_channels;
-        const real inner = spans->inner_share[x];
-        quad sum = CONST_AT(quad, from) * spans->first_share[x];
-        if (end != from) {
-            quad between = {0};
-            for (const real *p = from + source_channels; p < end; p += source_channels)
-                between += CONST_AT(quad, p);
-            sum += between * inner + CONST_AT(quad, end) * spans->last_share[x];
-        }
-        const quad mixed = offset + red * sum[0] + green * sum[1] + blue * sum[2] + alpha * sum[3];
-        out[0] = mixed[0];
-        if (view->channels == 3) {
-            out[plane] = mixed[1];
-            out[2 * plane] = mixed[2];
+    const int64_t channels = view->source_channels;
+    if (copied) {
+        *mean = CONST_AT(quad, row + x * channels);
+        return;
+    }
+    const real *from = row + spans->first[x] * channels;
+    const real *end = from + (spans->count[x] - 1) * channels;
+    quad sum = CONST_AT(quad, from) * spans->first_share[x];
+    if (end != from) {
+        quad between = {0};
+        for (const real *p = from + channels; p < end; p += channels)
+            between += CONST_AT(quad, p);
+        sum += between * spans->inner_share[x] + CONST_AT(quad, end) * spans->last_share[x];
+    }
+    *mean = sum;
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef lnn_bits quad_index __attribute__((vector_size(4 * sizeof(real))));
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (quad_index){__VA_ARGS__})
+#endif
+
+/* See average_columns; the two constants, and whatever they make needless, vanish. */
+static inline __attribute__((always_inline)) void
+average_into(const lnn_view *view, const real *row, int64_t plane, real *restrict out,
+             const int channels, const int copied)
+{
+    const int64_t target = view->columns.target;
+    quad mix[3][5]; /* of each channel: how red, green, blue and alpha count, and the offset */
+    for (int c = 0; c < channels; c++)
+        for (int s = 0; s < 5; s++)
+            mix[c][s] = (quad){0} + (s < 4 ? view->mix[4 * s + c] : view->offset[c]);
+    for (int64_t x = 0; x < target; x += 4, out += 4) {
+        const int64_t last = target - 1, left = target - x;
+        quad p0, p1, p2, p3;
+        average_pixel(view, row, x, copied, &p0);
+        average_pixel(view, row, left > 1 ? x + 1 : last, copied, &p1);
+        average_pixel(view, row, left > 2 ? x + 2 : last, copied, &p2);
+        average_pixel(view, row, left > 3 ? x + 3 : last, copied, &p3);
+        /* four pixels' channels to four channels' pixels */
+        const quad even = SHUFFLE(p0, p2, 0, 4, 1, 5), even_rest = SHUFFLE(p0, p2, 2, 6, 3, 7);
+        const quad odd = SHUFFLE(p1, p3, 0, 4, 1, 5), odd_rest = SHUFFLE(p1, p3, 2, 6, 3, 7);
+        const quad red = SHUFFLE(even, odd, 0, 4, 1, 5), green = SHUFFLE(even, odd, 2, 6, 3, 7);
+        const quad blue = SHUFFLE(even_rest, odd_rest, 0, 4, 1, 5);
+        const quad alpha = SHUFFLE(even_rest, odd_rest, 2, 6, 3, 7);
+        for (int c = 0; c < channels; c++) {
+            const quad value = red * mix[c][0] + green * mix[c][1] + blue * mix[c][2] +
+                               (alpha * mix[c][3] + mix[c][4]);
+            if (left >= 4)
+                AT(quad, out + c * plane) = value;
+            else
+                for (int64_t k = 0; k < left; k++)
+                    out[c * plane + k] = value[k];
         }
     }
+}
+
+static void average_columns(const lnn_view *view, const real *row, int64_t plane, int copied,
+                            real *restrict out)
+{
+    if (view->channels == 3 && copied)
+        average_into(view, row, plane, out, 3, 1);
+    else if (view->channels == 3)
+        average_into(view, row, plane, out, 3, 0);
+    else
+        average_into(view, row, plane, out, 1, 0);
 }
 
 #include "kernels_cells.c"
 
 const lnn_kernels LNN_VARIANT = {
-    LNN_VARIANT_NAME, affine,      convolve,     neural_ltc,      synaptic_ltc,
-    liquid_cell,      elementwise, average_rows, average_columns,
+    LNN_VARIANT_NAME, affine,      convolve,    copy_finite,  neural_ltc,
+    synaptic_ltc,     liquid_cell, elementwise, average_rows, average_columns,
 };

@@ -10,6 +10,7 @@
 enum {
     LNN_LANES = 8,             /* every vector of outputs is padded to a multiple of it */
     LNN_BLOCK = 4 * LNN_LANES, /* outputs that one pass over the inputs computes */
+    LNN_PANEL = 16,            /* channels that one pass of a convolution computes */
 };
 
 static inline int64_t lnn_padded(int64_t count)
@@ -32,11 +33,13 @@ typedef struct {
     real *weight, *bias;
 } lnn_map;
 
-/* One convolution, channels last. The input carries its zero padding; the output goes to the
- * inside of the next layer's input. Weights: [outputs / lanes][kernel][kernel * before][lanes]. */
+/* One convolution. Its input carries its zero padding; the output, channels last, goes to the
+ * inside of the next layer's input. Weights: [outputs / panel][tap][panel], zeros past the last. */
 typedef struct {
-    int64_t before, channels, kernel, stride, rows, columns;
-    int64_t in_row, out_row; /* reals from one row to the next */
+    int64_t channels, rows, columns, taps;
+    int64_t pixel, row, out_row; /* reals from one output's window to the next, in the input */
+    int64_t *offset;             /* of each tap in the window */
+    int overlaps; /* kernel 3, stride 2: the last tap of a row is the first of the next pixel's */
     real *weight, *bias;
 } lnn_convolution_plan;
 
@@ -71,6 +74,8 @@ struct lnn_kernels {
     /* out = bias + weight x */
     void (*affine)(const lnn_map *map, const real *bias, const real *x, real *out);
     void (*convolve)(const lnn_convolution_plan *plan, const real *in, real *out);
+    /* 0 when one of the numbers is not finite; copied they are all the same */
+    int (*copy_finite)(int64_t count, const real *x, real *out);
     /* `steps` sub-steps of `dt` seconds. The input's part of the gate and of the current, 2 lanes
      * long, goes evenly from `from` to `to`, which may be the same; work: 3 lanes. */
     void (*neural_ltc)(const lnn_neural_ltc_plan *plan, const real *from, const real *to,
@@ -85,8 +90,9 @@ struct lnn_kernels {
     void (*average_rows)(const uint8_t *first, size_t step, int64_t count, const real share[3],
                          int64_t bytes, real *out);
     /* a row of reals, `source_channels` a pixel, averaged, mixed and normalised into one row of
-     * each channel, `plane` reals apart */
-    void (*average_columns)(const lnn_view *view, const real *row, int64_t plane, real *out);
+     * each channel, `plane` reals apart; copied: every pixel is its own average */
+    void (*average_columns)(const lnn_view *view, const real *row, int64_t plane, int copied,
+                            real *out);
 };
 
 enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU, LNN_SILU };
@@ -94,7 +100,8 @@ enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU, LNN_SILU };
 extern const lnn_kernels lnn_kernels_baseline;
 #if defined(__x86_64__)
 #define LNN_HAS_V3 1
-extern const lnn_kernels lnn_kernels_v3;
+#define LNN_HAS_V4 1
+extern const lnn_kernels lnn_kernels_v3, lnn_kernels_v4;
 #endif
 
 #endif

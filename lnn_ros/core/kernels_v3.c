@@ -12,6 +12,7 @@
 #pragma GCC target("avx2,fma,bmi2")
 #endif
 
+#define LNN_REGISTER 32
 #define LNN_VARIANT lnn_kernels_v3
 #define LNN_VARIANT_NAME "x86-64-v3"
 #include "kernels.c"
