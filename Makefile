@@ -3,6 +3,7 @@
 # make test     ruff, mypy and all tests
 # make lint     ruff and mypy
 # make bench    the compiled core beside torch, ncps and numpy; counts instructions
+# make fuzz     FUZZ_SECONDS (60) each of hostile sizes, images, policies and messages; needs clang
 # make wheel    build dist/*.whl, compiled core included
 # make clean    remove .venv and everything built
 # PYTHON=...  the Python for .venv (3.10-3.13)      TORCH=...  which torch to install
@@ -11,6 +12,8 @@
 VENV ?= $(if $(CORE),.venv-$(CORE),.venv)
 PYTHON ?= $(if $(ROS_DISTRO),python3,python3.11 python3.12 python3.10 python3.13 python3)
 TORCH ?= torch==2.13.0
+
+FUZZ_SECONDS ?= 60
 
 # Nodes started from here talk to this machine only; the default would multicast on the network.
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
@@ -36,7 +39,7 @@ train := $(VENV)/.installed-train
 dev := $(VENV)/.installed-train,dev
 
 .SILENT:
-.PHONY: help demo train test lint bench wheel clean egl core
+.PHONY: help demo train test lint bench fuzz wheel clean egl core
 
 help:
 	sed -n '/^# /!q; s/^# //p' Makefile
@@ -55,7 +58,23 @@ lint: $(dev)
 	$(VENV)/bin/python -m mypy
 
 bench: $(dev)
-	$(VENV)/bin/python benchmarks/core.py
+	$(VENV)/bin/lnn_ros bench core
+
+fuzz := build/fuzz
+fuzzed := test/fuzz/core_fuzzer.c \
+  $(filter-out %/module.c %/module_view.c %/steps.c,$(wildcard lnn_ros/core/*.c))
+
+# What was found is kept in build/fuzz: a next run starts from it.
+fuzz: core
+	mkdir -p $(fuzz)/core $(fuzz)/policy
+	clang -std=c99 -D_POSIX_C_SOURCE=200112L -D__SANITIZE_ADDRESS__ -O1 -g -Ilnn_ros/core \
+	  -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(fuzzed) -lm \
+	  -o $(fuzz)/core_fuzzer || { echo 'apt-get install clang libclang-rt-14-dev' >&2; exit 1; }
+	$(VENV)/bin/python -c 'import atheris' 2>/dev/null || { $(call pip,atheris); }
+	cd $(fuzz) && ./core_fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
+	  -print_final_stats=1 core
+	cd $(fuzz) && '$(abspath $(VENV))'/bin/python ../../test/fuzz/policy_fuzzer.py \
+	  -max_total_time=$(FUZZ_SECONDS) -max_len=512 -len_control=0 -print_final_stats=1 policy
 
 # A core that silently failed to build must not pass as tests that are skipped.
 core: $(dev)

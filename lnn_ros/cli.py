@@ -218,6 +218,10 @@ def _define_bench(commands: Any) -> None:
     node.add_argument('--repeats', type=int, default=3, help='turns of each')
     node.add_argument('--json', type=Path, help='write the figures to this file')
     node.set_defaults(run=_bench_node)
+    core = benches.add_parser('core', help='a step, a callback and training, beside the peers')
+    core.add_argument('--quick', action='store_true', help='two short rounds: does it run?')
+    core.add_argument('--json', type=Path, help='write the figures to this file')
+    core.set_defaults(run=_bench_core)
     rates = benches.add_parser('rates', help='networks at sampling rates they did not train at')
     rates.add_argument('--quick', action='store_true', help='two iterations: does it run?')
     rates.add_argument(
@@ -242,6 +246,16 @@ def _bench_node(options: argparse.Namespace) -> int:
     if options.json:
         write_results(options.json, options.typed, [], rows)
     return 0
+
+
+def _bench_core(options: argparse.Namespace) -> int:
+    from lnn_ros.results import write_results
+    from lnn_ros.training import core_bench
+
+    rows, good = core_bench.run(core_bench.QUICK if options.quick else core_bench.Effort())
+    if options.json:
+        write_results(options.json, options.typed, [0], rows)
+    return 0 if good else 1
 
 
 def _bench_rates(options: argparse.Namespace) -> int:

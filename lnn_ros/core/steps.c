@@ -1,5 +1,6 @@
-/* One policy step, many times, for instruction counts: core_steps WHAT UNITS COUNT, where WHAT is
- * `step` (IMU sample, 5 ms, command), `image` (640x480 to 64x48) or `encode` (64x48, 4 layers). */
+/* One call of the core, many times, for instructions.py to count: steps WHAT SIZE COUNT, where WHAT
+ * is `step` (IMU sample, 5 ms, command; SIZE units), `encode` (64x48, four layers) or `image` (SIZE
+ * pixels wide, 4:3, to 64x48). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,14 +42,16 @@ static lnn_engine *make(int64_t units, int has_image)
         policy.features.bias = weights(24);
         inputs += 25;
     }
-    policy.units = units;
+    policy.form = LNN_NEURAL;
+    policy.units = policy.motors = units;
+    policy.unfolds = 1;
     policy.max_step = 0.05;
     policy.age_scale = 1;
     const lnn_neural_ltc cell = {
         weights(units * inputs), weights(units * units), weights(units), weights(units),
         weights(units * inputs), weights(units),         weights(units), weights(units),
     };
-    policy.cell = cell;
+    policy.neural = cell;
     const lnn_linear readout = {2, weights(2 * (units + inputs)), weights(2)};
     policy.readout = &readout;
     policy.readouts = 1;
@@ -61,22 +64,23 @@ static lnn_engine *make(int64_t units, int has_image)
     return lnn_engine_place(memory, &policy, lnn_best_kernels());
 }
 
-static void see(int count)
+static void see(int64_t width, int count)
 {
     static uint8_t image[480 * 640 * 3];
     static real scratch[640 * 3 + 4], pixels[3 * 48 * 64];
+    const int64_t cells = width / 64;
     int64_t first[64], counts[64];
     real share[64];
     for (int i = 0; i < 64; i++) {
-        first[i] = 10 * i;
-        counts[i] = 10;
-        share[i] = (real)0.1;
+        first[i] = cells * i;
+        counts[i] = cells;
+        share[i] = (real)1 / (real)cells;
     }
     const lnn_view view = {{first, counts, share, share, share, 48},
                            {first, counts, share, share, share, 64},
-                           share, share, 3, 3, 640};
+                           share, share, 3, 3, width};
     for (int k = 0; k < count; k++)
-        lnn_see(&view, lnn_best_kernels(), image, 1920, scratch, pixels);
+        lnn_see(&view, lnn_best_kernels(), image, (size_t)width * 3, scratch, pixels);
 }
 
 int main(int argc, char **argv)
@@ -84,8 +88,8 @@ int main(int argc, char **argv)
     if (argc != 4)
         return 1;
     const int count = atoi(argv[3]);
-    if (!strcmp(argv[1], "image")) {
-        see(count);
+    if (!strcmp(argv[1], "image") && (atoi(argv[2]) == 64 || atoi(argv[2]) == 640)) {
+        see(atoi(argv[2]), count);
         return 0;
     }
     const int has_image = !strcmp(argv[1], "encode");
