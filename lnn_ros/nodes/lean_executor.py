@@ -65,7 +65,8 @@ class LeanExecutor(SingleThreadedExecutor):
         self._wait_set: _KeptWaitSet | None = None
         self._own: frozenset[Subscription] = frozenset()  # served here, not by the inherited one
         self._ready: deque[Subscription] = deque()
-        self._budget = 0
+        self._budget = 0  # messages that may still go before all else
+        self._may_be_more = False
         self._rest = False  # the inherited executor has something to do
         super().__init__(context=context)
         missing = [name for name in _CLASS_INTERNALS if not hasattr(SingleThreadedExecutor, name)]
@@ -157,9 +158,16 @@ class LeanExecutor(SingleThreadedExecutor):
 
     def _run_ready(self) -> bool:
         """Run one callback of those that the last wait found; False when there is none."""
-        while self._ready:
-            if self._deliver(self._ready.popleft()):
-                return True
+        while True:
+            while self._ready:
+                if self._deliver(self._ready.popleft()):
+                    return True
+            if not self._may_be_more:
+                break
+            # To take is cheaper than to wait. From all of them: a stream that never pauses would
+            # keep the others waiting for as long as the budget lasts.
+            self._may_be_more = False
+            self._ready.extend(self._own)
         self._rest = self._rest and self._run_inherited(0.0)
         return self._rest
 
@@ -178,9 +186,9 @@ class LeanExecutor(SingleThreadedExecutor):
                 return False
             if taken is None:
                 return False
-            if self._budget > 0:  # there may be more, and to take is cheaper than to wait
+            if self._budget > 0:
                 self._budget -= 1
-                self._ready.append(subscription)
+                self._may_be_more = True
             if subscription._callback_type is _MESSAGE_ONLY:
                 subscription.callback(taken[0])
             else:

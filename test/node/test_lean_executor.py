@@ -62,6 +62,30 @@ def numbered(number):
 # messages -----------------------------------------------------------------------------------------
 
 
+def test_stream_that_never_pauses_does_not_keep_others_waiting(
+    node, other, executor, spin_until, connected
+):
+    # as in lock-step, where each IMU sample is sent as soon as the one before it is answered
+    fast, slow = (other.create_publisher(Imu, topic, RELIABLE) for topic in ('imu', 'image'))
+    count, waited = 0, []
+
+    def on_fast(message):
+        nonlocal count
+        count += 1
+        if count % 20 == 0:
+            slow.publish(numbered(count))
+        if count < 2000:
+            fast.publish(numbered(count))
+
+    node.create_subscription(Imu, 'imu', on_fast, RELIABLE)
+    node.create_subscription(Imu, 'image', lambda m: waited.append(count - m.header.stamp.sec), 1)
+    connected(fast)
+    connected(slow)
+    fast.publish(numbered(0))
+    spin_until(executor, lambda: len(waited) >= 100)
+    assert sorted(waited)[90] <= 2  # not after whole batches of the other
+
+
 def test_messages_come_in_their_order_and_none_is_lost(
     node, other, executor, spin_until, connected
 ):
