@@ -200,6 +200,9 @@ class Controller:
             self.mode = Mode.WAITING
         elif any(now_ns - self._held_ns[s] > age for s, age in self._max_age_ns.items()):
             self.mode = Mode.STALE
+            # the state went on without that input, further than training ever saw
+            self.engine.reset()
+            self._warmup = self.settings.warmup_steps
         elif self._warmup > 0:
             self._warmup -= 1
             self.mode = Mode.WARMUP
@@ -207,7 +210,7 @@ class Controller:
             # now_ns: a trigger behind the other stream is as late as the state that answers it
             since_ns = now_ns - self._commanded_ns if self._commanded_ns else 0
             limited = self.limiter.apply(self.engine.command(), since_ns / NS_PER_S)
-            if limited is None or not np.isfinite(self.engine.state).all():
+            if limited is None:
                 self.counts['fault'] += 1
                 self._restart()
                 self._reset_reason = 'fault'

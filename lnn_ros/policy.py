@@ -354,7 +354,7 @@ def _check(metadata: Mapping[str, str], tensors: dict[str, NDArray[Any]]) -> Pol
     version = document.get('format_version')
     require(
         type(version) is int and version == FORMAT_VERSION,
-        f'format version {version}, this version of lnn_ros reads {FORMAT_VERSION}',
+        f'format version {version}, this version of lnn_ros reads {FORMAT_VERSION}: train it again',
     )
     for name, tensor in tensors.items():
         require(tensor.dtype == np.float32, f"tensor '{name}' is {tensor.dtype}, must be float32")

@@ -61,7 +61,10 @@ class Engine(Protocol):
         """Take on the inputs held now without time passing: the next interval begins with them."""
 
     def command(self) -> NDArray[np.float32]:
-        """Read the command (outputs,) in the outputs' units; the next call overwrites it."""
+        """Read the command (outputs,) in the outputs' units; the next call overwrites it.
+
+        It is NaN when the state is not finite.
+        """
 
 
 def open_engine(policy: Policy) -> Engine:

@@ -118,7 +118,7 @@ void lnn_reset(lnn_engine *engine);
 int lnn_advance(lnn_engine *engine, double dt);
 /* What is held changed without time passing: the next interval begins with it. */
 void lnn_jump(lnn_engine *engine);
-/* fills lnn_engine_outputs */
+/* fills lnn_engine_outputs; with NaN when the state is not finite */
 void lnn_command(lnn_engine *engine);
 
 /* For each of `target` cells: the `count` source cells from `first` on that it covers, and the

@@ -543,6 +543,9 @@ void lnn_command(lnn_engine *e)
         value = e->hidden[i];
     }
     real *outputs = e->hidden[e->readouts - 1];
+    real bad = 0; /* or NaN: what is infinite might not reach the outputs, through a ReLU */
+    for (int64_t i = 0; i < e->units; i++)
+        bad += e->state[i] - e->state[i];
     for (int64_t i = 0; i < e->outputs; i++)
-        outputs[i] = outputs[i] * e->half[i] + e->middle[i];
+        outputs[i] = outputs[i] * e->half[i] + e->middle[i] + bad;
 }

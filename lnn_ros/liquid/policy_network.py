@@ -12,6 +12,7 @@ from lnn_ros.liquid.cells import Cell, LiquidCell, NeuralLTC, SynapticLTC
 from lnn_ros.liquid.solvers import Solver
 from lnn_ros.liquid.wiring import FullyConnected, Wiring
 from lnn_ros.policy import Contract, Policy
+from lnn_ros.schema import PolicyError
 
 SYNAPSES = ('synapses', 'sensory')
 
@@ -94,7 +95,10 @@ class PolicyNetwork(nn.Module):
         """Return the network that a policy file holds."""
         contract, tensors, wiring = policy.contract, dict(policy.tensors), None
         if contract.cell == 'ltc_synaptic':
-            synapses, sensory = (tensors.pop(f'cell.{kind}.adjacency') for kind in SYNAPSES)
+            try:
+                synapses, sensory = (tensors.pop(f'cell.{kind}.adjacency') for kind in SYNAPSES)
+            except KeyError as error:
+                raise PolicyError(f'tensor {error} is missing') from None
             wiring = Wiring(synapses, sensory, contract.motor_neurons)
         network = cls(contract, wiring=wiring)
         state = dict(network.named_buffers())  # the wiring, once more
@@ -105,7 +109,7 @@ class PolicyNetwork(nn.Module):
 
 def _cell(contract: Contract, tau_range: tuple[float, float], wiring: Wiring | None) -> Cell:
     seen, units = contract.cell_inputs, contract.units
-    solver = Solver(contract.solver, contract.max_step, contract.unfolds)
+    solver = Solver(contract.solver, contract.max_step, contract.unfolds, max_steps=1_000_000)
     if contract.cell == 'ltc_neural':
         return NeuralLTC(seen, units, tau_range, solver)
     if contract.cell == 'liquid':

@@ -27,7 +27,7 @@ from lnn_ros import policy as policy_file
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.wiring import AutoNCP, Wiring
 from lnn_ros.policy import Contract
-from lnn_ros.schema import PolicyError, build
+from lnn_ros.schema import PolicyError, build, require
 from lnn_ros.training.dataset import Collection, collect
 from lnn_ros.training.evaluation import NOMINAL, Condition, Evaluation
 
@@ -66,6 +66,11 @@ class Optimisation:
     fine_unfolds: int
     output_weights: tuple[float, ...]
     image_noise: float
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.fine_unfolds <= 1000, f'fine_unfolds is {self.fine_unfolds}, must be 1-1000'
+        )
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,10 @@ def _wiring(recipe: Recipe) -> Wiring | None:
             f"sparsity is of a wiring, which the cell '{contract.cell}' does not have"
         )
     sizes = contract.cell_inputs, contract.units, contract.motor_neurons
-    return AutoNCP(*sizes, recipe.sparsity, recipe.seed)
+    try:
+        return AutoNCP(*sizes, recipe.sparsity, recipe.seed)
+    except ValueError as error:
+        raise PolicyError(f'no wiring of sparsity {recipe.sparsity}: {error}') from None
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, folder: Path, processes: int) -> None:
         self.recipe, self.folder, self.processes = recipe, folder, processes
+        torch.manual_seed(recipe.seed)
+        self.network = PolicyNetwork(recipe.contract, recipe.tau_range, _wiring(recipe))
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / 'recipe.txt'
         if kept.exists() and kept.read_text() != repr(recipe):
@@ -149,8 +159,6 @@ class Trainer:
                 f'{folder} holds a training of another recipe; name another folder or remove it'
             )
         kept.write_text(repr(recipe))
-        torch.manual_seed(recipe.seed)
-        self.network = PolicyNetwork(recipe.contract, recipe.tau_range, _wiring(recipe))
         outputs = recipe.contract.outputs
         self._middle = torch.tensor([(o.max + o.min) / 2 for o in outputs])
         self._half = torch.tensor([(o.max - o.min) / 2 for o in outputs])
@@ -201,7 +209,8 @@ class Trainer:
         )
         rng = np.random.default_rng((self.recipe.seed, number))
         bar = tqdm(range(epochs), title, unit='epoch')
-        fine = dataclasses.replace(self._solver, unfolds=options.fine_unfolds)
+        unfolds = max(self._solver.unfolds, options.fine_unfolds)
+        fine = dataclasses.replace(self._solver, unfolds=unfolds)
         batches = 0
         for epoch in bar:
             losses = []

@@ -97,7 +97,7 @@ class Liquid(Net):
     Args:
         cells: the first takes the mapped input, each other the states before it; all have solvers
             `exact` or `fused`.
-        hold: of the mapped input, see `lnn_ros.liquid.sequence.HOLDS`.
+        hold: of the mapped input, see `lnn_ros.policy.HOLDS`.
         mapping: (..., inputs) -> (..., inputs of the first cell), or None.
         readout: see `Net`.
     """

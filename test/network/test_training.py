@@ -213,6 +213,25 @@ def test_sparsity_of_a_cell_without_a_wiring_is_refused(tmp_path):
     document = tiny_document() | {'sparsity': 0.5}
     with pytest.raises(PolicyError, match="sparsity is of a wiring, .* 'ltc_neural'"):
         Trainer(build(Recipe, document, 'recipe'), tmp_path, 1)
+    # and the folder is as good as before
+    Trainer(build(Recipe, tiny_document(), 'recipe'), tmp_path, 1)
+    document['contract'].update(cell='ltc_synaptic', units=6)
+    with pytest.raises(PolicyError, match='no wiring of sparsity 0.5: .*'):
+        Trainer(build(Recipe, document, 'recipe'), tmp_path / 'other', 1)
+
+
+def test_every_other_batch_of_the_second_half_takes_finer_sub_steps(recipe, trained, tmp_path):
+    class Noting(Trainer):
+        def _learn(self, batch, optimiser):
+            taken.append(self.network.cell.solver.unfolds)
+            return super()._learn(batch, optimiser)
+
+    taken = []
+    trainer = Noting(recipe, tmp_path, 1)
+    episodes = sorted((trained[0] / 'episodes_0').iterdir())
+    trainer._fit(episodes * 2, 4, 'train', 0)  # two batches an epoch
+    assert taken == [1, 1, 1, 1, 1, 3, 1, 3]
+    assert trainer.network.cell.solver.unfolds == 1
 
 
 # What is trained on.

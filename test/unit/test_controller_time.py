@@ -160,8 +160,19 @@ def test_slew_uses_the_intervals_of_the_stamps(new_drive, policy):
             last = command[0][0]
 
 
+def test_state_does_not_go_on_while_the_camera_is_stale(drive):
+    for ms in range(70, 3000, 10):
+        command = drive.imu(ms)
+    assert command == (SAFE, STALE)
+    assert drive.state == bytes(4 * 7)
+    drive.image(3001)
+    modes = [drive.imu(ms)[1] for ms in range(3010, 3080, 10)]
+    assert modes == [WARMUP] * 5 + [RUNNING] * 2
+
+
 def test_slew_starts_from_the_safe_command_after_it_was_sent(new_drive, policy):
-    drive = new_drive(eager(policy), max_age={'image': 0.1, 'imu': 0.1}).start()
+    ages = {'image': 0.1, 'imu': 0.1}
+    drive = new_drive(eager(policy), max_age=ages, warmup_steps=0).start()
     assert drive.imu(160)[0][0] > 0.4
     assert drive.imu(170) == (SAFE, STALE)
     drive.image(171)
