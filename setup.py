@@ -26,15 +26,19 @@ dev = [*test, 'mypy', 'ncps==1.0.1', 'ruff']  # ncps: the bridge to it is tested
 # Without a C compiler the package installs all the same, and numpy does the work.
 core = f'{package_name}/core'
 build = run_path(f'{core}/build.py')
-compiled = Extension(
-    f'{package_name}.core._core',
-    [f'{core}/{source}' for source in build['MODULE']],
-    depends=[f'{core}/{name}' for name in build['INCLUDED']],
-    include_dirs=[core],
-    extra_compile_args=list(build['FLAGS']),
-    libraries=['m'],
-    optional=True,
-)
+compiled = [
+    Extension(
+        f'{package_name}.core.{name}',
+        [f'{core}/{source}' for source in build['MODULE']],
+        define_macros=list(macros),
+        depends=[f'{core}/{included}' for included in build['INCLUDED']],
+        include_dirs=[core],
+        extra_compile_args=list(build['FLAGS']),
+        libraries=['m'],
+        optional=True,
+    )
+    for name, macros in build['PRECISIONS'].items()
+]
 
 setup(
     name=package_name,
@@ -44,7 +48,7 @@ setup(
     maintainer='lnn_ros maintainers',
     maintainer_email='maintainers@users.noreply.example',
     python_requires='>=3.10',
-    ext_modules=[compiled],
+    ext_modules=compiled,
     packages=find_packages(include=[package_name, f'{package_name}.*']),
     package_data={
         f'{package_name}.sim': ['assets/*.xml'],

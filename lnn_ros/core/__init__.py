@@ -94,10 +94,14 @@ def open_resampler(view: View) -> Resampler:
 
 
 @functools.cache
-def compiled_module() -> Any:
-    """Return the compiled core, or None; says so once when it is not there."""
+def compiled_module(name: str = '_core') -> Any:
+    """Return the compiled core, or None; says so once when it is not there.
+
+    Args:
+        name: `_core`, or `_core_double` for the one in float64, which only training asks for.
+    """
     try:
-        return importlib.import_module('lnn_ros.core._core')
+        return importlib.import_module(f'lnn_ros.core.{name}')
     except ImportError as error:
         logging.getLogger(__name__).warning(
             'the compiled core is not there (%s): numpy does its work, many times slower. '

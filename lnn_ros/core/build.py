@@ -1,15 +1,25 @@
-"""How the compiled module `lnn_ros.core._core` is made; setup.py, the tests and the benchmarks ask.
+"""How the compiled modules of `lnn_ros.core` are made; setup.py, the tests and the benchmarks ask.
 
 Nothing is imported here but the standard library: setup.py runs this file before anything is there.
 """
 
 from __future__ import annotations
 
-SOURCES = ('engine.c', 'image.c', 'kernels.c', 'kernels_v3.c', 'kernels_v4.c')
+SOURCES = ('engine.c', 'image.c', 'kernels.c', 'kernels_v3.c', 'kernels_v4.c', 'sequence.c')
 """The core itself; it needs no Python."""
 
 MODULE = ('module.c', *SOURCES)
-INCLUDED = ('core.h', 'elementary.h', 'kernels.h', 'kernels_cells.c', 'module_view.c')
+INCLUDED = (
+    'core.h',
+    'elementary.h',
+    'kernels.h',
+    'kernels_cells.c',
+    'kernels_scan.c',
+    'module_scan.c',
+    'module_view.c',
+)
+PRECISIONS = {'_core': (), '_core_double': (('LNN_DOUBLE', None),)}
+"""Names and macros of the modules that setup.py makes of it: float32, and float64 for training."""
 
 FLAGS = (
     '-std=c99',

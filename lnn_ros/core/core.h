@@ -145,6 +145,55 @@ size_t lnn_view_scratch(const lnn_view *view);
 void lnn_see(const lnn_view *view, const lnn_kernels *kernels, const uint8_t *image, size_t step,
              real *scratch, real *pixels);
 
+/* The gradient of a loss with respect to each of them. */
+typedef struct {
+    real *w, *sigma, *mu, *erev;
+} lnn_of_synapses;
+
+/* Sequences of sub-steps of a cell, for training: sample b's are those from offset[b] to
+ * offset[b + 1]. All are `exact` but those of LNN_SYNAPTIC_FUSED.
+ *
+ * driven: rows of what the input drives, two numbers per unit: rate and equilibrium (liquid), the
+ * input's part of gate and current (neural), of conductance and current (synaptic). */
+typedef struct {
+    lnn_form form;
+    int64_t batch, units, rows;
+    const int64_t *offset;   /* (batch + 1), from 0 on, never falling */
+    const int64_t *interval; /* (sub-steps): which each belongs to; NULL: each is one of its own */
+    int is_held;             /* driven has a row for each interval, not for each sub-step */
+    const real *width;          /* (sub-steps) seconds, >= 0 */
+    const real *driven, *start; /* (rows, 2 units), (batch, units) */
+    real *states;               /* (sub-steps, units): the state at the end of each */
+    const real *rate;           /* (units): neural 1 / tau, synaptic 1 / cm */
+    const real *weight, *gain, *reversal; /* neural: (units, units), (units), (units) */
+    lnn_synapses synapses;                /* synaptic */
+} lnn_scan;
+
+/* The gradient with respect to the states at the ends of intervals, which is given, and to all else,
+ * which is found. */
+typedef struct {
+    const real *ends;
+    real *width, *driven, *start, *rate, *weight, *gain, *reversal;
+    lnn_of_synapses synapses;
+} lnn_of_scan;
+
+/* Bytes of scratch memory, 64-byte aligned, that the functions below take. */
+size_t lnn_scan_memory(const lnn_scan *scan);
+size_t lnn_synapses_memory(const lnn_synapses *synapses);
+
+/* Fill states, and the gradients from the states; neither checks anything. */
+void lnn_scan_forward(const lnn_scan *scan, const lnn_kernels *kernels, void *memory);
+void lnn_scan_back(const lnn_scan *scan, const lnn_of_scan *of, const lnn_kernels *kernels,
+                   void *memory);
+
+/* out (rows, 2 targets): `base` (2 targets), plus conductances and currents (conductance erev) into
+ * each target of synapses whose sources are at x (rows, sources) */
+void lnn_open(const lnn_synapses *synapses, const lnn_kernels *kernels, int64_t rows, const real *x,
+              const real *base, real *out, void *memory);
+void lnn_open_back(const lnn_synapses *synapses, const lnn_of_synapses *of,
+                   const lnn_kernels *kernels, int64_t rows, const real *x, const real *of_out,
+                   real *of_x, real *of_base, void *memory);
+
 /* exp, sigmoid, tanh, ReLU, SiLU (function 0-4) of `count` numbers, as the inner loops compute them */
 void lnn_elementwise(const lnn_kernels *kernels, int function, int64_t count, const real *x,
                      real *out);

@@ -1,4 +1,4 @@
-/* exp, sigmoid and tanh without branches or calls, so that GCC vectorises loops over them.
+/* exp, 1 - exp, sigmoid and tanh without branches or calls, so that GCC vectorises loops over them.
  *
  * libm's expf alone would be most of a step's time. Relative error below 1.5e-7 in float and 1e-15
  * in double (test_core.py holds them to it). Infinite arguments are fine, NaN comes out as NaN:
@@ -30,7 +30,8 @@ typedef uint32_t lnn_bits;
 #define LNN_LN2_LOW -2.12194440e-4f
 #endif
 
-static inline real lnn_exp(real x)
+/* exp(x) = power (1 + the value returned) with a power of two and a small value; |x| is clamped. */
+static inline real lnn_exp_parts(real x, real *power)
 {
     x = x < (real)LNN_EXP_MIN ? (real)LNN_EXP_MIN : x;
     x = x > (real)LNN_EXP_MAX ? (real)LNN_EXP_MAX : x;
@@ -59,14 +60,70 @@ static inline real lnn_exp(real x)
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
 #endif
-    p = p * r * r + r + (real)1.0;
     lnn_bits bits; /* of 2^n: n stands in the low bits of `shifted`, and only they are kept */
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits << LNN_MANTISSA) + ((((lnn_bits)1 << (sizeof(real) * 8 - 2)) -
                                       ((lnn_bits)1 << LNN_MANTISSA)));
+    memcpy(power, &bits, sizeof *power);
+    return p * r * r + r;
+}
+
+static inline real lnn_exp(real x)
+{
     real power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
+    const real small = lnn_exp_parts(x, &power);
+    return (small + (real)1.0) * power;
+}
+
+/* 1 - exp(-x), good to all its digits also where x is small */
+static inline real lnn_released(real x)
+{
+    real power;
+    const real small = lnn_exp_parts(-x, &power);
+    return ((real)1.0 - power) - small * power;
+}
+
+/* 2^y for |y| <= LNN_EXP2_MOST alone: the caller clamps, in a loop of its own. In the same loop GCC
+ * makes two paths of the clamp, and two selects behind the whole of the rest. */
+#ifdef LNN_DOUBLE
+#define LNN_EXP2_MOST 1020.0
+#else
+#define LNN_EXP2_MOST 124.0f
+#endif
+
+static inline real lnn_exp2_within(real y)
+{
+    const real shifted = y + (real)LNN_ROUND;
+    const real f = y - (shifted - (real)LNN_ROUND);
+#ifdef LNN_DOUBLE
+    real p = 1.36914888539041281e-12; /* of exp(f ln 2), Taylor again */
+    p = p * f + 2.56784359934882055e-11;
+    p = p * f + 4.44553827187081162e-10;
+    p = p * f + 7.05491162080112336e-09;
+    p = p * f + 1.01780860092396999e-07;
+    p = p * f + 1.32154867901443095e-06;
+    p = p * f + 1.52527338040598411e-05;
+    p = p * f + 1.54035303933816088e-04;
+    p = p * f + 1.33335581464284433e-03;
+    p = p * f + 9.61812910762847688e-03;
+    p = p * f + 5.55041086648215831e-02;
+    p = p * f + 2.40226506959100722e-01;
+    p = p * f + 6.93147180559945286e-01;
+#else
+    real p = 1.535336188319500e-4f; /* Cephes, exp2f */
+    p = p * f + 1.339887440266574e-3f;
+    p = p * f + 9.618437357674640e-3f;
+    p = p * f + 5.550332471162809e-2f;
+    p = p * f + 2.402264791363012e-1f;
+    p = p * f + 6.931472028550421e-1f;
+#endif
+    p = p * f + (real)1.0;
+    lnn_bits whole, bits;
+    memcpy(&whole, &shifted, sizeof whole);
+    memcpy(&bits, &p, sizeof bits);
+    bits += whole << LNN_MANTISSA; /* what is above the low bits of `shifted` is shifted out */
+    memcpy(&p, &bits, sizeof p);
+    return p;
 }
 
 static inline real lnn_sigmoid(real x)

@@ -181,12 +181,11 @@ static void neural_ltc(const lnn_neural_ltc_plan *plan, const real *from, const 
         }
         affine(&plan->recurrent, driven, state, gate);
         for (int64_t i = 0; i < count; i++) {
-            /* f = gain sigmoid(...); h <- equilibrium + (h - equilibrium) exp(-dt (1 + f) / tau) */
+            /* f = gain sigmoid(...); h <- h + (equilibrium - h) (1 - exp(-dt (1 + f) / tau)) */
             const real f = plan->gain[i] * lnn_sigmoid(gate[i]);
             const real opening = 1 + f;
             const real equilibrium = (current[i] + f * plan->reversal[i]) / opening;
-            const real kept = lnn_exp(-dt * plan->rate[i] * opening);
-            state[i] = equilibrium + (state[i] - equilibrium) * kept;
+            state[i] += (equilibrium - state[i]) * lnn_released(dt * plan->rate[i] * opening);
         }
     }
 }
@@ -348,7 +347,17 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
 
 #include "kernels_cells.c"
 
+#if LNN_REGISTER == 64 && defined(__GNUC__) && !defined(__clang__) /* worth a third in these loops */
+#pragma GCC push_options
+#pragma GCC target("prefer-vector-width=512")
+#include "kernels_scan.c"
+#pragma GCC pop_options
+#else
+#include "kernels_scan.c"
+#endif
+
 const lnn_kernels LNN_VARIANT = {
-    LNN_VARIANT_NAME, affine,      convolve,    copy_finite,  neural_ltc,
-    synaptic_ltc,     liquid_cell, elementwise, average_rows, average_columns,
+    LNN_VARIANT_NAME, affine,      convolve,      copy_finite,   neural_ltc,    synaptic_ltc,
+    liquid_cell,      liquid_scan, liquid_back,   neural_back,   synaptic_scan, synaptic_back,
+    open_synapses,    open_synapses_back,         elementwise,   average_rows,  average_columns,
 };

@@ -53,8 +53,16 @@ typedef struct {
 typedef struct {
     int64_t targets, sources;
     int64_t *begin, *source; /* begin: (targets + 2), of which one is scratch */
-    real *sigma, *mu, *w, *current; /* current = w erev */
+    real *steep, *sigma, *mu, *w, *current; /* steep = -sigma / ln 2, current = w erev */
+    real reach; /* sources within -reach ... reach keep exponents where lnn_exp2_within is good */
+    /* sums over lanes that each gradient is added up in: LNN_SUMS vectors per synapse */
+    real *sums;
 } lnn_wired;
+
+/* of_w = CONDUCTED + erev DRIVEN, of_erev = w DRIVEN, of_sigma = TILTED, of_mu = -sigma MOVED */
+enum { LNN_CONDUCTED, LNN_DRIVEN, LNN_MOVED, LNN_TILTED, LNN_SUMS };
+
+enum { LNN_WIDE = 4 * LNN_LANES }; /* samples that the synaptic form takes side by side */
 
 typedef struct {
     int64_t lanes, seen; /* seen: inputs of the cell, which drive it as they are */
@@ -68,6 +76,21 @@ typedef struct {
     int64_t lanes, seen;
     lnn_map tau, hidden, out;
 } lnn_liquid_plan;
+
+/* A scan laid out for the inner loops, and their scratch memory. */
+typedef struct {
+    const lnn_scan *scan;
+    const lnn_of_scan *of; /* forward: NULL */
+    lnn_neural_ltc_plan neural;
+    lnn_map transposed;
+    real *of_weight, *of_gain, *of_reversal, *of_rate; /* padded */
+    real *driven, *gate, *state, *adjoint, *terms, *into, *before;
+    lnn_wired wired;
+    real *opened, *tiles;
+} lnn_scan_plan;
+
+/* Sub-steps whose outer products are added to the gradient of the neural weights at once. */
+enum { LNN_OUTER = 8 };
 
 struct lnn_kernels {
     const char *name;
@@ -85,6 +108,17 @@ struct lnn_kernels {
                          real *state, real *work, int64_t steps, real dt);
     void (*liquid_cell)(const lnn_liquid_plan *plan, const real *from, const real *to, real *state,
                         real *work, int64_t steps, real dt);
+    /* sample `first`, or `count` samples from it on; the backward ones add to the gradients */
+    void (*liquid_scan)(const lnn_scan_plan *plan, int64_t first);
+    void (*liquid_back)(const lnn_scan_plan *plan, int64_t first);
+    void (*neural_back)(const lnn_scan_plan *plan, int64_t first);
+    void (*synaptic_scan)(const lnn_scan_plan *plan, int64_t first, int64_t count);
+    void (*synaptic_back)(const lnn_scan_plan *plan, int64_t first, int64_t count);
+    /* rows `first` ... `first + count`, at most LNN_WIDE; tiles: (sources + 2 targets) LNN_WIDE */
+    void (*open)(const lnn_wired *wired, int64_t count, const real *x, const real *base, real *out,
+                 real *opened, real *tiles);
+    void (*open_back)(const lnn_wired *wired, int64_t count, const real *x, const real *of_out,
+                      real *of_x, real *of_base, real *opened, real *tiles);
     void (*elementwise)(int function, int64_t count, const real *x, real *out);
     /* rows of bytes averaged into one row of reals */
     void (*average_rows)(const uint8_t *first, size_t step, int64_t count, const real share[3],

@@ -1,4 +1,4 @@
-/* The Python module lnn_ros.core._core: Engine and Resampler over the C core.
+/* The Python module lnn_ros.core._core: Engine, Resampler and training scans over the C core.
  *
  * Written out instead of generated (cffi, ctypes) because these calls must keep the GIL: a call that
  * takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
@@ -413,4 +413,5 @@ static PyTypeObject engine_type = {
     .tp_methods = engine_methods,
 };
 
+#include "module_scan.c"
 #include "module_view.c"

@@ -177,6 +177,8 @@ static PyObject *elementwise(PyObject *self, PyObject *args)
 static PyMethodDef functions[] = {
     {"engine_size", engine_size, METH_VARARGS, "Bytes that an Engine takes; 0: impossible."},
     {"variants", variants, METH_NOARGS, "Names of the inner loops that this processor runs."},
+    {"scan", scan, METH_VARARGS, "A cell over sequences of sub-steps, or back."},
+    {"open_synapses", open_synapses, METH_VARARGS, "Conductances and currents, or back."},
     {"elementwise", elementwise, METH_VARARGS, "exp, sigmoid, tanh or ReLU in place."},
     {NULL, NULL, 0, NULL},
 };

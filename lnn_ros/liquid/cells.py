@@ -236,7 +236,8 @@ class Synapses(nn.Module):
         return signs.numpy()
 
 
-def _positive(raw: Tensor) -> Tensor:
+def positive(raw: Tensor) -> Tensor:
+    """Return what `raw_gl` and `raw_cm` stand for."""
     # both stand below a fraction line, and softplus underflows to 0; ncps adds as much there
     return softplus(raw).clamp(min=1e-8)
 
@@ -291,17 +292,17 @@ class SynapticLTC(Cell):
         return Wiring(self.synapses.adjacency(), self.sensory.adjacency(), self.outputs)
 
     def driven_by(self, u: Tensor) -> Tensor:
-        shape, gl = (*u.shape[:-1], self.units), _positive(self.raw_gl)
+        shape, gl = (*u.shape[:-1], self.units), positive(self.raw_gl)
         leak = gl.expand(shape), (gl * self.vl).expand(shape)
         return torch.cat(self.sensory(self.input_w * u + self.input_b, *leak), dim=-1)
 
     def field(self, driven: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         g, current = self.synapses(h, *driven.chunk(2, dim=-1))
-        return g / _positive(self.raw_cm), current / g
+        return g / positive(self.raw_cm), current / g
 
     def fastest(self) -> Tensor:
-        g = _positive(self.raw_gl) + self.synapses.largest() + self.sensory.largest()
-        return (g / _positive(self.raw_cm)).max()
+        g = positive(self.raw_gl) + self.synapses.largest() + self.sensory.largest()
+        return (g / positive(self.raw_cm)).max()
 
     def read(self, h: Tensor) -> Tensor:
         return h[..., : self.outputs] * self.output_w + self.output_b

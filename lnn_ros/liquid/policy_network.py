@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lnn_ros.liquid.cells import Cell, LiquidCell, NeuralLTC, SynapticLTC
+from lnn_ros.liquid.sequence import integrate
 from lnn_ros.liquid.solvers import Solver
 from lnn_ros.liquid.wiring import FullyConnected, Wiring
 from lnn_ros.policy import Contract, Policy
@@ -70,14 +71,10 @@ class PolicyNetwork(nn.Module):
             raise ValueError('every dt must be finite and not negative')
         if not bool(torch.isfinite(inputs).all()):
             raise ValueError('the inputs have values that are not finite')
-        x, cell, hold = self.mapping(inputs), self.cell, self.contract.hold
-        driven = cell.driven_by(x[:-1] if hold == 'previous' else x[1:])
-        states = []
-        for k in range(dt.shape[0]):
-            path = cell.ramp(x[k], x[k + 1]) if hold == 'linear' else driven[k]
-            h = cell.solver.advance(cell, path, h, dt[k, :, None])
-            states.append(h)
-        return self.readout(torch.cat((cell.read(torch.stack(states)), inputs[1:]), dim=-1)), h
+        x, cell = self.mapping(inputs).transpose(0, 1), self.cell
+        states = integrate(cell, cell.solver, x[:, 1:], x[:, 0], dt.T, h, self.contract.hold)
+        raw = self.readout(torch.cat((cell.read(states.transpose(0, 1)), inputs[1:]), dim=-1))
+        return raw, states[:, -1]
 
     def to_policy(self, contract: Contract | None = None) -> Policy:
         """Return the parameters with their contract (or another one of the same sizes)."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lnn_ros.liquid import scan
 from lnn_ros.liquid.cells import Cell, require_finite, require_interval, require_shape
-from lnn_ros.liquid.solvers import require
+from lnn_ros.liquid.solvers import Solver, require
 from lnn_ros.policy import HOLDS
 
 
@@ -118,22 +119,66 @@ def unroll(
     batch, steps = u.shape[:2]
     if steps < 1:
         raise ValueError('the sequence is empty')
-    seconds = intervals(u, dt, stamps_ns).unsqueeze(-1)
+    seconds = intervals(u, dt, stamps_ns)
     require_finite(u)
     if h is None:
         h = u.new_zeros(batch, cell.units)
     require_shape('h', h, (batch, cell.units))
     require(torch.isfinite(h), h, 'the state has values that are not finite ({})')
 
-    earlier = u
-    if hold != 'current':
-        first = u[:, 0] if before is None else torch.where(torch.isnan(before), u[:, 0], before)
-        earlier = torch.cat((first.unsqueeze(1), u[:, :-1]), dim=1)
+    first = u[:, 0] if before is None else torch.where(torch.isnan(before), u[:, 0], before)
+    return integrate(cell, cell.solver, u, first, seconds, h, hold)
+
+
+def integrate(
+    cell: Cell,
+    solver: Solver,
+    u: Tensor,
+    first: Tensor,
+    dt: Tensor,
+    h: Tensor,
+    hold: str,
+) -> Tensor:
+    """Do what `unroll` does, in the compiled core where that can; nothing is checked.
+
+    Args:
+        cell, u, h, hold: see `unroll`.
+        solver: instead of the cell's own.
+        first: (batch, inputs), the sample before the first; not looked at for `current`.
+        dt: (batch, steps) seconds, >= 0: where it is 0, the state stays.
+    """
+    earlier = u if hold == 'current' else torch.cat((first.unsqueeze(1), u[:, :-1]), dim=1)
+    kernel = scan.kernel_of(cell, solver.name)
+    if kernel is not None and scan.covers(u, earlier, dt, h, *kernel.parameters):
+        return _in_core(cell, kernel, solver, earlier, u, dt, h, hold)
     # a constant input drives all steps in one product
     driven = None if hold == 'linear' else cell.driven_by(earlier)
     states = []
-    for k in range(steps):
+    for k in range(u.shape[1]):
         path = cell.ramp(earlier[:, k], u[:, k]) if driven is None else driven[:, k]
-        h = cell.solver.advance(cell, path, h, seconds[:, k])
+        h = solver.advance(cell, path, h, dt[:, k, None])
         states.append(h)
     return torch.stack(states, dim=1)
+
+
+def _in_core(
+    cell: Cell,
+    kernel: scan.Kernel,
+    solver: Solver,
+    earlier: Tensor,
+    u: Tensor,
+    dt: Tensor,
+    h: Tensor,
+    hold: str,
+) -> Tensor:
+    is_solved = hold != 'linear' and not cell.state_dependent
+    steps = scan.SubSteps.of(dt, cell, solver, is_solved)
+    acting = earlier.flatten(0, 1)
+    if hold == 'linear':  # frozen at the middle of each sub-step, as `exact` and `fused` do
+        end = u.flatten(0, 1)
+        if steps.interval is not None:
+            # index_select: the gradient of plain indexing sorts
+            acting, end = (x.index_select(0, steps.interval) for x in (acting, end))
+        acting = torch.lerp(acting, end, steps.middle)
+    states = scan.run(kernel, steps, hold != 'linear', scan.driven_by(cell, acting), h)
+    return states.view(*u.shape[:2], cell.units)

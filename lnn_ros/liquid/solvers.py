@@ -111,17 +111,24 @@ class Solver:
         rule = _RULES[self.name]
         if self.name == 'exact' and not cell.state_dependent and not callable(driven):
             return rule(_during(cell, driven, dt, dt), h, dt)
-        steps = self._sub_steps(cell, dt)
+        steps, most = self.sub_steps(cell, dt)
         step = dt / steps
-        most = self._most(steps, dt)
         for i in range(most):
             after = rule(_during(cell, driven, i / steps, 1.0 / steps), h, step)
             # every sample takes its own number of sub-steps, so that a batch equals its samples
             h = after if most == 1 else torch.where(i < steps, after, h)
         return h
 
-    def _sub_steps(self, cell: Field, dt: Tensor) -> Tensor:
-        """Return how many equal sub-steps each sample takes, (batch, 1), as floats."""
+    def sub_steps(self, cell: Field, dt: Tensor) -> tuple[Tensor, int]:
+        """Return how many equal sub-steps each interval takes, as floats, and the most of them.
+
+        Args:
+            cell: has the field; only the explicit methods look at it.
+            dt: seconds, any shape.
+
+        Raises:
+            IntegrationError: when an interval takes more than `max_steps` sub-steps.
+        """
         # the margin keeps a dt of a whole number of steps at that number whatever the precision
         steps = torch.ceil(dt.detach() * ((1.0 - 1e-6) / self.max_step)).clamp_(min=self.unfolds)
         if self.name in _STABLE:
@@ -129,7 +136,7 @@ class Solver:
             # slope of the gates adds to the rate. Euler then stays within the state bounds too.
             stable = torch.ceil(dt.detach() * cell.fastest().detach() / (0.5 * _STABLE[self.name]))
             steps = torch.maximum(steps, stable)
-        return steps
+        return steps, self._most(steps, dt)
 
     def _most(self, steps: Tensor, dt: Tensor) -> int:
         """Return how often to loop, after refusing what needs more than `max_steps`."""

@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 from lnn_ros.cli import main
 from lnn_ros.liquid.network import exact_param_count
-from lnn_ros.liquid.solvers import Solver
+from lnn_ros.liquid.sequence import unroll
 from lnn_ros.training import known_system as system
-from lnn_ros.training import neural_scan, rate_nets, rates
+from lnn_ros.training import rate_nets, rates
+from lnn_ros.training.side_by_side import SideBySide
 
 
 def test_recording_is_the_stated_system_integrated_finely():
@@ -90,17 +92,31 @@ def test_holding_dense_samples_loses_nothing_and_coarse_ones_more_and_more():
 
 
 @pytest.mark.parametrize('name', ['neural', 'synaptic', 'liquid_cell'])
-@pytest.mark.parametrize('hold', ['current', 'previous', 'linear'])
-@pytest.mark.parametrize('solver', [Solver('exact', 0.05), Solver('fused', 0.3, unfolds=2)])
-def test_flattened_sub_steps_equal_the_library(name, hold, solver):
+def test_liquid_net_sees_what_the_library_makes_of_a_sequence(name):
     torch.manual_seed(0)
     net = rates.CONTENDERS[name].make(6)
-    net.hold, net.cells[0].solver = hold, solver
-    u = torch.randn(7, 3, 2)
-    dt = torch.rand(7, 3) + 0.01
-    flat = net(u, net.plan(dt))
-    net_of_library = net(u, dt)  # without a plan of sub-steps it takes `unroll`
-    torch.testing.assert_close(flat, net_of_library, atol=1e-6, rtol=1e-5)
+    u, dt = torch.randn(7, 3, 2), torch.rand(7, 3) + 0.01
+    x, before = net.mapping(u).transpose(0, 1), net.mapping(torch.zeros(3, 2))
+    states = unroll(net.cells[0], x, dt.T, hold=net.hold, before=before).transpose(0, 1)
+    torch.testing.assert_close(net.states(u, net.plan(dt)), states)
+    assert not torch.equal(net.states(u, net.plan(dt, 12)), states)  # finer sub-steps
+
+
+@pytest.mark.parametrize('name', ['neural', 'synaptic', 'liquid_cell', 'ncps_ltc', 'gru'])
+def test_net_learns_the_same_beside_others_as_alone(name):
+    nets, steps = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        nets.append(rates.CONTENDERS[name].make(6))
+    u, y, dt = torch.randn(3, 7, 4, 2), torch.randn(3, 7, 4, 4), torch.rand(7, 4) + 0.01
+    together = SideBySide(list(nets), mse_loss)
+    together.losses(u, y, nets[0].plan(dt)).sum().backward()
+    for i, net in enumerate(nets):
+        mse_loss(net(u[i], net.plan(dt)), y[i]).backward()
+        for key, parameter in net.named_parameters():
+            if parameter.requires_grad:
+                steps.append(together._learnt[key].grad[i] - parameter.grad)
+    assert max(step.abs().max() for step in steps) < 1e-6
 
 
 def test_gru_equals_torchs():
@@ -121,7 +137,7 @@ def test_every_net_has_the_same_parameter_count_within_5_percent():
 
 
 def test_training_brings_the_error_down():
-    effort = rates.Effort(32, 8, 8, 8.0, 4.0, 16, 60.0, 40, (0, 1))
+    effort = rates.Effort(32, 8, 8, 8.0, 4.0, 16, 10.0, 40, (0, 1))
     data = rates.Data.make(effort)
     nets, iterations, _ = rates.train(rates.CONTENDERS['liquid_cell'], '10Hz', data, effort)
     samples = data.tests['nmse@10Hz']
@@ -143,22 +159,3 @@ def test_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path, capsys):
     assert all(np.isfinite(row['value']) for row in document['rows'])
     assert '| neural' in capsys.readouterr().out
     assert plot.stat().st_size > 1000
-
-
-def test_written_out_gradient_of_the_neural_scan_is_right_also_under_vmap():
-    torch.manual_seed(0)
-    steps, batch, units = 4, 2, 3
-    sizes = [(steps, batch, units)] * 3 + [(units, units), (units,), (units,)]
-    arguments = [torch.randn(2, *s, dtype=torch.float64).requires_grad_() for s in sizes]
-
-    def states(*arguments):
-        into_gate, current, decay, weight, gain, reversal = arguments
-        return neural_scan._Scan.apply(
-            into_gate, current, -decay.square(), weight, gain.exp(), reversal
-        )[0]
-
-    assert torch.autograd.gradcheck(states, [a[0] for a in arguments])
-    together = torch.func.vmap(states)(*arguments)
-    for i in range(2):
-        torch.testing.assert_close(together[i], states(*(a[i] for a in arguments)))
-    assert torch.autograd.gradcheck(torch.func.vmap(states), arguments)

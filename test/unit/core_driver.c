@@ -1,5 +1,5 @@
 /* Runs the C core over many sizes under the sanitizers; every buffer is exactly as large as said.
- * Prints the number of engines and images that it ran. */
+ * Prints the number of engines, images and training scans that it ran. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,15 +242,104 @@ static int see_image(const lnn_kernels *kernels)
     return 1;
 }
 
+static int64_t *indices(int64_t count, int64_t below)
+{
+    int64_t *out = malloc((size_t)(count ? count : 1) * sizeof *out);
+    for (int64_t i = 0; i < count; i++)
+        out[i] = draw((uint32_t)below);
+    return kept[keeping++] = out;
+}
+
+static real *space(int64_t count)
+{
+    return kept[keeping++] = numbers(count);
+}
+
+static lnn_of_synapses of_synapses(int64_t count)
+{
+    const lnn_of_synapses made = {space(count), space(count), space(count), space(count)};
+    return made;
+}
+
+/* Any form, any number of samples, each with its own number of sub-steps, none included. */
+static int run_scan(const lnn_kernels *kernels)
+{
+    lnn_scan scan;
+    lnn_of_scan of;
+    memset(&scan, 0, sizeof scan);
+    scan.form = draw(LNN_FORMS);
+    scan.batch = 1 + draw(70);
+    scan.units = 1 + draw(20);
+    int64_t *offset = indices(scan.batch + 1, 1);
+    int64_t *interval = indices(scan.batch * 20 + 1, 1), intervals = 0, steps = 0;
+    for (int64_t b = 0; b < scan.batch; b++) {
+        for (int64_t many = draw(5); many > 0; many--, intervals++)
+            for (int64_t parts = 1 + draw(4); parts > 0; parts--)
+                interval[steps++] = intervals;
+        offset[b + 1] = steps;
+    }
+    scan.offset = offset;
+    scan.interval = draw(3) ? interval : NULL;
+    scan.is_held = scan.interval && draw(2);
+    scan.rows = scan.is_held ? intervals : steps;
+    real *width = space(steps);
+    for (int64_t t = 0; t < steps; t++)
+        width[t] = draw(3) ? (real)draw(100) / 100 : 0;
+    real *driven = space(scan.rows * 2 * scan.units);
+    for (int64_t i = 0; i < scan.rows * 2 * scan.units; i++)
+        driven[i] = (real)1.5 + driven[i]; /* a conductance is never negative */
+    const int64_t units = scan.units, ends = scan.interval ? intervals : steps;
+    scan.width = width;
+    scan.driven = driven;
+    scan.start = weights(scan.batch * units);
+    scan.states = space(steps * units);
+    scan.rate = weights(units);
+    scan.weight = weights(units * units);
+    scan.gain = weights(units);
+    scan.reversal = weights(units);
+    scan.synapses = synapses_between(units, units);
+    const lnn_of_scan made = {
+        weights(ends * units), space(steps),        space(scan.rows * 2 * units),
+        space(scan.batch * units), space(units),    space(units * units),
+        space(units),          space(units),        of_synapses(scan.synapses.count),
+    };
+    of = made;
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, lnn_scan_memory(&scan) + 64))
+        return 0;
+    lnn_scan_forward(&scan, kernels, memory);
+    lnn_scan_back(&scan, &of, kernels, memory);
+    free(memory);
+
+    const int64_t rows = 1 + draw(70), sources = 1 + draw(9), targets = 1 + draw(9);
+    const lnn_synapses sensory = synapses_between(sources, targets);
+    const lnn_of_synapses of_sensory = of_synapses(sensory.count);
+    real *x = space(rows * sources), *out = space(rows * 2 * targets);
+    x[0] *= draw(2) ? 1 : (real)1e30;
+    if (posix_memalign(&memory, 64, lnn_synapses_memory(&sensory) + 64))
+        return 0;
+    lnn_open(&sensory, kernels, rows, x, weights(2 * targets), out, memory);
+    lnn_open_back(&sensory, &of_sensory, kernels, rows, x, out, space(rows * sources),
+                  space(2 * targets), memory);
+    free(memory);
+    int good = 1;
+    for (int64_t i = 0; i < steps * units; i++)
+        good &= scan.states[i] == scan.states[i];
+    while (keeping)
+        free(kept[--keeping]);
+    return good;
+}
+
 int main(void)
 {
-    int engines = 0, images = 0;
+    int engines = 0, images = 0, scans = 0;
     refuse_hostile_sizes();
     for (int i = 0; lnn_kernels_at(i); i++)
         for (int k = 0; k < 300; k++) {
             engines += run_engine(lnn_kernels_at(i));
             images += see_image(lnn_kernels_at(i));
+            scans += run_scan(lnn_kernels_at(i));
         }
-    printf("%d engines, %d images\n", engines, images);
+    printf("%d engines, %d images, %d scans\n", engines, images, scans);
     return 0;
 }

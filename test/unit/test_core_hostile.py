@@ -172,5 +172,5 @@ def test_core_runs_clean_under_the_sanitizers(real, compiler, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     done = subprocess.run([tmp_path / 'driver'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    engines, images = (int(word) for word in done.stdout.split() if word.isdigit())
-    assert engines > 200 and images > 500
+    engines, images, scans = (int(word) for word in done.stdout.split() if word.isdigit())
+    assert engines > 200 and images > 500 and scans > 500
