@@ -209,7 +209,7 @@ class Synapses(nn.Module):
         self.raw_w = nn.Parameter(torch.empty(count))
         self.sigma = nn.Parameter(torch.empty(count).uniform_(3.0, 8.0))
         self.mu = nn.Parameter(torch.empty(count).uniform_(0.3, 0.8))
-        self.erev = nn.Parameter(self.polarity.float())
+        self.erev = nn.Parameter(self.polarity.to(self.raw_w.dtype))
         assign(self, w=torch.empty(count).uniform_(0.001, 1.0))
 
     def forward(self, x: Tensor, conductance: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
