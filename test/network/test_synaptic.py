@@ -217,3 +217,13 @@ def test_measured_time_constant_changes_with_the_input(form):
     assert measured(0.0) == pytest.approx(1.0, rel=2e-3)
     assert measured(1.0) == pytest.approx(0.1, rel=2e-3)
     assert measured(0.5) == pytest.approx(1.0 / 5.5, rel=2e-3)
+
+
+def test_all_parameters_have_the_default_type():
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        cell = SynapticLTC(AutoNCP(3, 8, 2))
+    finally:
+        torch.set_default_dtype(default)
+    assert {p.dtype for p in cell.parameters()} == {torch.float64}
