@@ -17,15 +17,23 @@ from numpy.typing import NDArray
 
 from lnn_ros.core.tensors import Arrays, Tensors, take_cell
 from lnn_ros.policy import IMU_FIELDS, Contract, Policy, content_sha256
+from lnn_ros.schema import PolicyError
 
 F32 = NDArray[np.float32]
 WEIGHTS = ('float32', 'int8')
 _HERE = Path(__file__).parent
-_WORDS = set(
+_WORDS = set(  # of C, of GNU C, of string.h and of the runtime itself
     'auto break case char const continue default do double else enum extern float for goto if '
     'inline int long register restrict return short signed sizeof static struct switch typedef '
-    'union unsigned void volatile while'.split()
+    'union unsigned void volatile while asm linux main typeof unix NULL memchr memcmp memcpy '
+    'memmove memset strcat strchr strcmp strcoll strcpy strcspn strerror strlen strncat strncmp '
+    'strncpy strpbrk strrchr strspn strstr strtok strxfrm real'.split()
 )
+_HOLDS = {  # what it does to an interval's ends, and says
+    'current': ('start = end;', 'that of their end'),
+    'previous': ('end = start;', 'that of their start'),
+    'linear': ('/* and evenly from one to the other */', 'an even change from start to end'),
+}
 
 
 def export_c(policy: Policy, folder: Path, name: str, weights: str = 'float32') -> list[Path]:
@@ -41,11 +49,15 @@ def export_c(policy: Policy, folder: Path, name: str, weights: str = 'float32') 
         the two paths.
 
     Raises:
-        ValueError: when `name` is no C identifier or `weights` is unknown.
-        PolicyError: when the tensors do not fit the contract.
+        ValueError: when `name` is no C identifier, or taken, or `weights` is unknown.
+        PolicyError: when the tensors do not fit the contract, or a number is none in float32.
     """
-    if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', name) or name in _WORDS:
-        raise ValueError(f"'{name}' must be a C identifier: letters, digits, underscores")
+    is_taken = name in _WORDS or name.endswith('_t') or name.lower().startswith('lnn')
+    if not re.fullmatch(r'[A-Za-z][A-Za-z0-9_]*', name) or is_taken:
+        raise ValueError(
+            f"'{name}' must be a C identifier (letters, digits, underscores) that neither C nor "
+            'its headers use, and not begin with lnn'
+        )
     if weights not in WEIGHTS:
         raise ValueError(f"weights are '{weights}', must be one of {', '.join(WEIGHTS)}")
     header, source = _Writer(policy, name, weights).write()
@@ -56,12 +68,13 @@ def export_c(policy: Policy, folder: Path, name: str, weights: str = 'float32') 
     return paths
 
 
-_SYNAPSES = """/* sorted by target: those into i end before end[i]; each number times its scale */
+_SYNAPSES = """/* sorted by target: those into i end before end[i] */
 struct NAME_synapses {
     const int *end;
     const unsigned short *source;
-    const NAME_weight *sigma, *mu, *w, *current;
-    float scale[4];
+    const NAME_weight *sigma, *mu, *w, *erev;
+    const float *w_scale; /* of each target: a weak one's do not round to 0 beside a strong one's */
+    float scale[3];       /* of sigma, mu, erev */
 };"""
 
 
@@ -69,6 +82,7 @@ class _Writer:
     def __init__(self, policy: Policy, name: str, weights: str) -> None:
         self._policy, self._contract, self._name = policy, policy.contract, name
         self._is_int8 = weights == 'int8'
+        self._stored = 'NAME_weight' if self._is_int8 else 'float'
         self._tensors = Tensors(policy)
         self._tables: list[str] = []
 
@@ -114,7 +128,9 @@ class _Writer:
                 '',
                 *self._tables,
                 '',
-                (_HERE / 'runtime.c.in').read_text().replace('$cell', cell),
+                Template((_HERE / 'runtime.c.in').read_text()).substitute(
+                    cell=cell, hold=_HOLDS[contract.hold][0]
+                ),
             ]
         )
         return self._named(self._header()), self._named(source)
@@ -125,7 +141,7 @@ class _Writer:
 
     def _array(self, name: str, values: NDArray[np.generic], kind: str = 'float') -> None:
         if kind == 'float':
-            numbers = [_float(float(v)) for v in values.astype(np.float32).ravel()]
+            numbers = [_float(float(v)) for v in values.ravel()]
         else:
             numbers = [str(int(v)) for v in values.ravel().tolist()]
         numbers = numbers or ['0']  # C99 has no empty arrays; this one is never read
@@ -141,7 +157,7 @@ class _Writer:
     def _weights(self, name: str, weight: F32, bias: F32) -> str:
         """Write the tables of a matrix (its rows are outputs); return how a struct names them."""
         rows, scale = self._rounded(weight.reshape(weight.shape[0], -1))
-        self._array(f'{name}_weight', rows, 'NAME_weight' if self._is_int8 else 'float')
+        self._array(f'{name}_weight', rows, self._stored)
         self._array(f'{name}_scale', scale)
         self._array(f'{name}_bias', bias)
         return f'NAME_{name}_weight, NAME_{name}_scale, NAME_{name}_bias'
@@ -154,7 +170,6 @@ class _Writer:
         """Write the cell's tables; return its functions."""
         cell = take_cell(contract, self._tensors)
         self._number('max_step', contract.max_step)
-        self._number('hold', {'linear': -1.0, 'previous': 0.0, 'current': 1.0}[contract.hold])
         self._tables.append(f'enum {{ NAME_unfolds = {contract.unfolds} }};')
         if contract.cell == 'ltc_neural':
             no_bias = np.zeros(contract.units, dtype=np.float32)
@@ -188,24 +203,39 @@ class _Writer:
         end = np.searchsorted(target, np.arange(self._contract.units), side='right')
         self._array(f'{name}_end', end, 'int')
         self._array(f'{name}_source', cell[f'{kind}.source'], 'unsigned short')
-        fields = {field: cell[f'{kind}.{field}'] for field in ('sigma', 'mu', 'w')}
-        fields['current'] = fields['w'] * cell[f'{kind}.erev']
         scales = []
-        for field, values in fields.items():
-            weights, scale = self._rounded(values[None])
-            self._array(f'{name}_{field}', weights, 'NAME_weight' if self._is_int8 else 'float')
+        for field in ('sigma', 'mu', 'erev'):
+            values, scale = self._rounded(cell[f'{kind}.{field}'][None])
+            self._array(f'{name}_{field}', values, self._stored)
             scales.append(_float(float(scale[0, 0])))
-        tables = ', '.join(f'NAME_{name}_{field}' for field in ('end', 'source', *fields))
+        # A state stays among the potentials that pull at it only if what w adds to the conductance
+        # is what pulls: w and w erev rounded apart would let it go anywhere.
+        strongest = np.zeros(self._contract.units, dtype=np.float32)
+        np.maximum.at(strongest, target, cell[f'{kind}.w'])
+        w_scale = self._scale(strongest)
+        self._array(f'{name}_w', self._steps(cell[f'{kind}.w'], w_scale[target]), self._stored)
+        self._array(f'{name}_w_scale', w_scale)
+        fields = ('end', 'source', 'sigma', 'mu', 'w', 'erev', 'w_scale')
+        tables = ', '.join(f'NAME_{name}_{field}' for field in fields)
         body = f'{{{tables}, {{{", ".join(scales)}}}}}'
         self._tables.append(f'static const struct NAME_synapses NAME_{name} = {body};')
 
     def _rounded(self, rows: F32) -> tuple[NDArray[Any], F32]:
         """Return the numbers to store, and what to multiply those of each row with."""
-        if not self._is_int8 or rows.size == 0:
-            return rows, np.ones((rows.shape[0], 1), dtype=np.float32)
-        scale = np.abs(rows).max(axis=1, keepdims=True) / 127.0
-        scale = np.where(scale > 0.0, scale, 1.0).astype(np.float32)
-        return np.rint(rows / scale).astype(np.int8), scale
+        scale = self._scale(np.abs(rows).max(axis=1, initial=0.0, keepdims=True))
+        return self._steps(rows, scale), scale
+
+    def _scale(self, largest: F32) -> F32:
+        """Return the sizes of the steps in which numbers up to these are stored."""
+        if not self._is_int8:
+            return np.ones_like(largest)
+        return np.where(largest > 0.0, largest / 127.0, 1.0).astype(np.float32)
+
+    def _steps(self, values: F32, scale: F32) -> NDArray[Any]:
+        # a scale that is no normal float32 may make 128 of the largest
+        if not self._is_int8:
+            return values
+        return np.clip(np.rint(values / scale), -127, 127).astype(np.int8)
 
     def _number(self, name: str, value: float) -> None:
         self._tables.append(f'static const float NAME_{name} = {_float(value)};')
@@ -267,9 +297,11 @@ class _Writer:
         image, imu, encoder = contract.image, contract.imu, contract.encoder
         units, seen = contract.units, contract.cell_inputs
         driven = 2 * units if contract.cell == 'ltc_neural' else seen
-        cell = {'ltc_neural': units, 'ltc_synaptic': seen + 2 * units, 'liquid': seen + 4 * units}[
-            contract.cell
-        ]
+        cell = {
+            'ltc_neural': units,
+            'ltc_synaptic': 2 * units + max(seen, units),
+            'liquid': seen + 4 * units,
+        }[contract.cell]
         template = Template((_HERE / 'runtime.h.in').read_text())
         return template.substitute(
             units=contract.units,
@@ -295,6 +327,8 @@ class _Writer:
             work=first + second,
             dt_low=contract.dt_range[0],
             dt_high=contract.dt_range[1],
+            max_step=contract.max_step,
+            hold=_HOLDS[contract.hold][1],
             commands=_comment(', '.join(f'{o.name} in {o.unit}' for o in contract.outputs)),
         )
 
@@ -305,6 +339,14 @@ def _comment(text: str) -> str:
 
 
 def _float(value: float) -> str:
-    """Return a C float literal that reads back as the same float32."""
-    text = np.format_float_scientific(np.float32(value), unique=True, trim='0')
+    """Return a C float literal that reads back as the same float32.
+
+    Raises:
+        PolicyError: when the number is none in float32.
+    """
+    with np.errstate(over='ignore'):
+        number = np.float32(value)
+    if not np.isfinite(number):
+        raise PolicyError(f'the policy holds {value}, which no C float can: retrain or scale it')
+    text = np.format_float_scientific(number, unique=True, trim='0')
     return f'{text}f'
