@@ -3,8 +3,8 @@
     apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
     python benchmarks/cortex_m.py [POLICY.safetensors ...]
 
-Without an argument: the shipped car policy, and an IMU-only one of 32 units. Instructions are
-counted by QEMU, which executes one per virtual nanosecond under -icount; a Cortex-M4 takes one to
+Without an argument: the shipped car policy, with and without its camera, and an NCP of 32 units
+with random weights. Instructions are counted by QEMU, which executes one per virtual nanosecond under -icount; a Cortex-M4 takes one to
 two cycles for most. Exits with 1 when results differ from the engine's or a size is over its limit.
 """
 
@@ -19,12 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lnn_ros import policy as policy_file
 from lnn_ros.core.export import WEIGHTS, export_c
 from lnn_ros.core.numpy_engine import NumpyEngine
+from lnn_ros.liquid.policy_network import PolicyNetwork
+from lnn_ros.liquid.wiring import AutoNCP
 from lnn_ros.observation import ImuReader
-from lnn_ros.policy import Policy
+from lnn_ros.policy import IMU_FIELDS, Contract, ImuContract, OutputContract, Policy
 
 HERE = Path(__file__).parent
 CAR = HERE.parent / 'policies' / 'car.safetensors'
@@ -34,17 +37,51 @@ NS_PER_TICK = 40  # SysTick runs at the board's 25 MHz
 TOLERANCE = {'float32': 1e-5, 'int8': 0.25}  # of the commands, in their units
 FLASH_AND_RAM = 256 * 1024  # bytes, together; an IMU-only policy has to do with 32 kB
 
+SEEING = {  # tensors whose columns are the inputs, where there is no mapping
+    'ltc_neural': ('cell.gate_input', 'cell.drive'),
+    'liquid': ('cell.tau.weight', 'cell.hidden.weight'),
+}
+
+
+def ncp() -> Policy:
+    """Return an NCP of 32 units, as wired and initialised by the library: nobody trained it."""
+    torch.manual_seed(0)
+    limits = (OutputContract('linear.x', 'm/s', 0.0, 2.0, 4.0, 0.0),)
+    limits += (OutputContract('angular.z', 'rad/s', -3.0, 3.0, 20.0, 0.0),)
+    contract = Contract(
+        cell='ltc_synaptic',
+        units=32,
+        motor_neurons=2,
+        solver='exact',
+        max_step=0.05,
+        unfolds=1,
+        hold='linear',
+        image=None,
+        imu=ImuContract(IMU_FIELDS, (0.0,) * 6, (1.0,) * 6, 'base_link'),
+        encoder=None,
+        mapping=(),
+        readout=(),
+        outputs=limits,
+        trigger='imu',
+        dt_range=(0.001, 0.1),
+        task='benchmark',
+        provenance={},
+    )
+    return PolicyNetwork(contract, wiring=AutoNCP(6, 32, 2)).to_policy()
+
 
 def without_camera(policy: Policy) -> Policy:
     """Return an IMU-only policy of the same sizes; weights of the dropped inputs are left out."""
     contract = replace(policy.contract, image=None, encoder=None)
-    imu, units = contract.inputs, contract.units
+    imu, motors = contract.inputs, contract.motor_neurons
     tensors = {n: t for n, t in policy.tensors.items() if not n.startswith('encoder.')}
-    seeing = ('mapping.0.weight',) if contract.mapping else ('cell.gate_input', 'cell.drive')
+    seeing = ('mapping.0.weight',) if contract.mapping else SEEING.get(contract.cell)
+    if seeing is None:
+        raise SystemExit(f'{contract.cell} has synapses from the camera: give it a mapping')
     for name in seeing:
         tensors[name] = np.ascontiguousarray(tensors[name][:, -imu:])
     first = tensors['readout.0.weight']
-    tensors['readout.0.weight'] = np.concatenate((first[:, :units], first[:, -imu:]), axis=1)
+    tensors['readout.0.weight'] = np.concatenate((first[:, :motors], first[:, -imu:]), axis=1)
     return Policy(contract, tensors)
 
 
@@ -134,14 +171,17 @@ def run(policy: Policy, weights: str, title: str) -> bool:
 
 def main() -> int:
     """Print the table; return 1 when something is over its limit."""
-    paths = [Path(argument) for argument in sys.argv[1:]] or [CAR]
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    policies = {path.stem: policy_file.load(path) for path in paths or [CAR]}
+    if not paths:
+        policies['NCP'] = ncp()
     print('policy     weights  flash, B RAM, B stack, B instr/step instr/image max error')
     good = True
-    for path in paths:
-        policy = policy_file.load(path)
+    for title, policy in policies.items():
         for weights in WEIGHTS:
-            good &= run(policy, weights, path.stem)
-            good &= run(without_camera(policy), weights, 'IMU only')
+            good &= run(policy, weights, title)
+            if policy.contract.image:
+                good &= run(without_camera(policy), weights, 'IMU only')
     return 0 if good else 1
 
 

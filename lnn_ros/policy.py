@@ -32,7 +32,7 @@ IMU_FIELDS = tuple(
 """Numbers of a sensor_msgs/Imu that a policy may ask for, in the order in which they are read."""
 
 
-CELLS = {'ltc_neural': ('exact',), 'ltc_synaptic': ('exact', 'fused'), 'liquid': ('exact',)}
+CELLS = {'liquid': ('exact',), 'ltc_neural': ('exact',), 'ltc_synaptic': ('exact', 'fused')}
 """Cells that a policy may have (`lnn_ros.liquid.cells`), and the solvers that run each."""
 HOLDS = ('current', 'previous', 'linear')
 """What the input is between two samples: the later one (as in ncps and Edifice), the earlier one
@@ -213,7 +213,7 @@ class Contract:
         )
         require(1 <= self.unfolds <= 1000, f'unfolds is {self.unfolds}, must be 1-1000')
         # a step costs dt / max_step sub-steps: a damaged number must not stop the robot's clock
-        require(self.max_step >= 1e-4, f'max_step is {self.max_step} s, must be at least 0.0001 s')
+        require(1e-4 <= self.max_step <= 1e6, f'max_step is {self.max_step} s, must be 0.0001-1e6 s')
         for name in ('mapping', 'readout'):
             sizes = getattr(self, name)
             require(len(sizes) <= 8, f'{len(sizes)} layers of {name}, must be at most 8')

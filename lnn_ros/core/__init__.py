@@ -54,7 +54,7 @@ class Engine(Protocol):
         What the inputs are before their end is said by the policy's `hold`.
 
         Raises:
-            ValueError: when `dt` is not finite or not greater than 0.
+            ValueError: when `dt` is not finite, not greater than 0, or has too many sub-steps.
         """
 
     def jump(self) -> None:

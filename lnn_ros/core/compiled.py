@@ -15,18 +15,13 @@ from numpy.typing import NDArray
 from lnn_ros.core.numpy_engine import check_input, interval_error
 from lnn_ros.core.tensors import Arrays, Tensors, take_cell
 from lnn_ros.core.view import View
-from lnn_ros.policy import HOLDS, Contract, Policy
+from lnn_ros.policy import CELLS, HOLDS, Contract, Policy
 from lnn_ros.schema import PolicyError
 
 F32 = NDArray[np.float32]
 FASTEST = -1
 # what module.c calls a cell with its solver, and the order in which it reads a cell's numbers
-FORMS = (
-    ('liquid', 'exact'),
-    ('ltc_neural', 'exact'),
-    ('ltc_synaptic', 'exact'),
-    ('ltc_synaptic', 'fused'),
-)
+FORMS = [(cell, solver) for cell, solvers in CELLS.items() for solver in solvers]
 SYNAPSES = ('sensory', 'synapses')
 CELL_ARRAYS = {
     'liquid': [

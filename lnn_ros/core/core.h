@@ -3,7 +3,8 @@
  * C99 with GCC's vector types (GCC and Clang, any processor), no dependency but libc's memcpy. It
  * neither allocates nor keeps anything global: the caller asks for a size, brings that memory, and
  * owns it. Nothing here checks what it is told at each call; the Python face does, before it calls.
- * Sizes are checked once, when an engine is laid out.
+ * Sizes are checked once, when an engine is laid out; that arrays are as long as they say, and that
+ * indices of synapses lie below sources and targets, is the caller's promise.
  *
  * `real` is float; with LNN_DOUBLE it is double, for tests of the same source.
  */
@@ -44,8 +45,9 @@ typedef struct {
     const real *gate_input, *gate_recurrent, *gate_bias, *gain, *drive, *reversal, *leak, *rate;
 } lnn_neural_ltc;
 
-/* Synapses in any order, each from a source to a target, (count) numbers of each kind:
- * conductance w sigmoid(sigma (x - mu)) towards erev, x being the value of the source. */
+/* Synapses in any order, each from a source to a target, (count) numbers of each kind: conductance
+ * w sigmoid(sigma (x - mu)) towards erev, x being the value of the source. At most sources *
+ * targets; an engine knows these two from its policy, and does not read them here. */
 typedef struct {
     int64_t count, sources, targets;
     const int64_t *source, *target;
@@ -59,9 +61,10 @@ typedef struct {
     const real *gl, *vl, *cm, *input_w, *input_b, *output_w, *output_b;
 } lnn_synaptic_ltc;
 
-/* LiquidCell: tau and hidden of the cell's input, out of hidden, which is 2 units long. */
+/* LiquidCell: tau (units) and hidden (2 units) of the cell's input, out (units) of hidden; as in
+ * lnn_linear. */
 typedef struct {
-    lnn_linear tau, hidden, out;
+    const real *tau_weight, *tau_bias, *hidden_weight, *hidden_bias, *out_weight, *out_bias;
 } lnn_liquid_cell;
 
 /* Cells and how they are solved: `exact`, or `fused` where it says so. */
@@ -79,7 +82,8 @@ enum { LNN_HOLD_CURRENT, LNN_HOLD_PREVIOUS, LNN_HOLD_LINEAR };
  * middle. */
 typedef struct {
     lnn_form form;
-    int64_t units, motors, unfolds, imu, channels, height, width, convolutions, mappings, readouts, hold;
+    int64_t units, motors, unfolds, imu, channels, height, width;
+    int64_t convolutions, mappings, readouts, hold;
     double max_step;
     double age_scale;
     lnn_neural_ltc neural; /* the one that `form` says */
@@ -194,7 +198,8 @@ void lnn_open_back(const lnn_synapses *synapses, const lnn_of_synapses *of,
                    const lnn_kernels *kernels, int64_t rows, const real *x, const real *of_out,
                    real *of_x, real *of_base, void *memory);
 
-/* exp, sigmoid, tanh, ReLU, SiLU (function 0-4) of `count` numbers, as the inner loops compute them */
+/* exp, sigmoid, tanh, ReLU, SiLU, softplus (function 0-5) of `count` numbers, as the inner loops
+ * compute them */
 void lnn_elementwise(const lnn_kernels *kernels, int function, int64_t count, const real *x,
                      real *out);
 

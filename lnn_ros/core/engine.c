@@ -154,11 +154,11 @@ static int lay_out_synapses(lnn_wired *wired, arena *from, int64_t count, int64_
     wired->sources = sources;
     wired->targets = targets;
     wired->begin = take_indices(from, targets + 2);
-    wired->source = take_indices(from, lnn_padded(count));
-    wired->sigma = take(from, lnn_padded(count));
-    wired->mu = take(from, lnn_padded(count));
-    wired->w = take(from, lnn_padded(count));
-    wired->current = take(from, lnn_padded(count));
+    wired->source = take_indices(from, lnn_chunked(count));
+    wired->steep = take(from, lnn_chunked(count));
+    wired->mu = take(from, lnn_chunked(count));
+    wired->w = take(from, lnn_chunked(count));
+    wired->current = take(from, lnn_chunked(count));
     return 1;
 }
 
@@ -192,7 +192,7 @@ static int lay_out_cell(lnn_engine *e, arena *from, const lnn_policy *policy, in
         plan->gl = take(from, lanes);
         plan->leak = take(from, lanes);
         plan->cm = take(from, lanes);
-        plan->opened = take(from, 2 * lnn_padded(sensory > synapses ? sensory : synapses));
+        plan->opened = take(from, 2 * lnn_chunked(sensory > synapses ? sensory : synapses));
         e->input_w = take(from, seen);
         e->input_b = take(from, seen);
         e->output_w = take(from, e->motors);
@@ -323,22 +323,23 @@ static void wire(lnn_wired *wired, const lnn_synapses *synapses)
     int64_t *next = wired->begin + 1; /* one further on, it counts up to the begin of the next */
     for (int64_t k = 0; k < synapses->count; k++)
         wired->begin[synapses->target[k] + 2]++;
-    for (int64_t i = 0; i < synapses->targets; i++)
+    for (int64_t i = 0; i < wired->targets; i++)
         wired->begin[i + 2] += wired->begin[i + 1];
     for (int64_t k = 0; k < synapses->count; k++) {
         const int64_t to = next[synapses->target[k]]++;
         wired->source[to] = synapses->source[k];
-        wired->sigma[to] = synapses->sigma[k];
+        wired->steep[to] = synapses->sigma[k] * (real)-1.44269504088896340736;
         wired->mu[to] = synapses->mu[k];
         wired->w[to] = synapses->w[k];
         wired->current[to] = synapses->w[k] * synapses->erev[k];
     }
+    wired->reach = lnn_reach(wired, synapses->count);
 }
 
-static void pack_linear(lnn_map *map, const lnn_linear *layer)
+static void pack_linear(lnn_map *map, const real *weight, const real *bias, int64_t outputs)
 {
-    pack(map, layer->weight, layer->outputs, map->inputs, 0, 0);
-    memcpy(map->bias, layer->bias, (size_t)layer->outputs * sizeof(real));
+    pack(map, weight, outputs, map->inputs, 0, 0);
+    memcpy(map->bias, bias, (size_t)outputs * sizeof(real));
 }
 
 static void pack_cell(lnn_engine *e, const lnn_policy *policy)
@@ -356,9 +357,10 @@ static void pack_cell(lnn_engine *e, const lnn_policy *policy)
         memcpy(e->neural.reversal, cell->reversal, units);
         memcpy(e->neural.rate, cell->rate, units);
     } else if (e->form == LNN_LIQUID) {
-        pack_linear(&e->liquid.tau, &policy->liquid.tau);
-        pack_linear(&e->liquid.hidden, &policy->liquid.hidden);
-        pack_linear(&e->liquid.out, &policy->liquid.out);
+        const lnn_liquid_cell *cell = &policy->liquid;
+        pack_linear(&e->liquid.tau, cell->tau_weight, cell->tau_bias, e->units);
+        pack_linear(&e->liquid.hidden, cell->hidden_weight, cell->hidden_bias, 2 * e->units);
+        pack_linear(&e->liquid.out, cell->out_weight, cell->out_bias, e->units);
     } else {
         const lnn_synaptic_ltc *cell = &policy->synaptic;
         const size_t seen = (size_t)e->synaptic.seen * sizeof(real);
@@ -388,11 +390,15 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
         pack_convolution(&e->convolution[i], &policy->convolution[i], i > 0 ? 1 : e->image_plane);
     if (e->features)
         pack_features(e, &policy->features);
-    for (int64_t i = 0; i < e->mappings; i++)
-        pack_linear(&e->mapping[i], &policy->mapping[i]);
+    for (int64_t i = 0; i < e->mappings; i++) {
+        const lnn_linear *layer = &policy->mapping[i];
+        pack_linear(&e->mapping[i], layer->weight, layer->bias, layer->outputs);
+    }
     pack_cell(e, policy);
-    for (int64_t i = 0; i < e->readouts; i++)
-        pack_linear(&e->readout[i], &policy->readout[i]);
+    for (int64_t i = 0; i < e->readouts; i++) {
+        const lnn_linear *layer = &policy->readout[i];
+        pack_linear(&e->readout[i], layer->weight, layer->bias, layer->outputs);
+    }
     memcpy(e->middle, policy->middle, (size_t)e->outputs * sizeof(real));
     memcpy(e->half, policy->half, (size_t)e->outputs * sizeof(real));
     e->changed = 1;

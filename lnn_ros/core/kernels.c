@@ -204,6 +204,9 @@ static void elementwise(int function, int64_t count, const real *x, real *out)
     else if (function == LNN_SILU)
         for (int64_t i = 0; i < count; i++)
             out[i] = x[i] * lnn_sigmoid(x[i]);
+    else if (function == LNN_SOFTPLUS)
+        for (int64_t i = 0; i < count; i++)
+            out[i] = lnn_softplus(x[i]);
     else
         for (int64_t i = 0; i < count; i++)
             out[i] = x[i] < 0 ? 0 : x[i];

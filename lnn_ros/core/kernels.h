@@ -6,16 +6,23 @@
 #define LNN_KERNELS_H
 
 #include "core.h"
+#include "elementary.h"
 
 enum {
     LNN_LANES = 8,             /* every vector of outputs is padded to a multiple of it */
     LNN_BLOCK = 4 * LNN_LANES, /* outputs that one pass over the inputs computes */
     LNN_PANEL = 16,            /* channels that one pass of a convolution computes */
+    LNN_CHUNK = 2 * LNN_LANES, /* synapses that one pass opens */
 };
 
 static inline int64_t lnn_padded(int64_t count)
 {
     return (count + LNN_LANES - 1) / LNN_LANES * LNN_LANES;
+}
+
+static inline int64_t lnn_chunked(int64_t count)
+{
+    return (count + LNN_CHUNK - 1) / LNN_CHUNK * LNN_CHUNK;
 }
 
 /* Where the weight of (output, input) lies: blocks of LNN_BLOCK outputs, then blocks of LNN_LANES;
@@ -59,6 +66,21 @@ typedef struct {
     real *sums;
 } lnn_wired;
 
+/* How far from 0 the sources of `count` synapses may be, see lnn_wired. */
+static inline real lnn_reach(const lnn_wired *wired, int64_t count)
+{
+    real steepest = 1, farthest = 0;
+    for (int64_t k = 0; k < count; k++) {
+        const real steep = wired->steep[k] < 0 ? -wired->steep[k] : wired->steep[k];
+        const real far = wired->mu[k] < 0 ? -wired->mu[k] : wired->mu[k];
+        steepest = steep <= steepest ? steepest : steep;
+        farthest = far <= farthest ? farthest : far;
+        if (!(steep - steep == 0 && far - far == 0))
+            farthest = (real)1e30; /* not finite: then no source is near enough */
+    }
+    return (real)LNN_EXP2_MOST / steepest - farthest;
+}
+
 /* of_w = CONDUCTED + erev DRIVEN, of_erev = w DRIVEN, of_sigma = TILTED, of_mu = -sigma MOVED */
 enum { LNN_CONDUCTED, LNN_DRIVEN, LNN_MOVED, LNN_TILTED, LNN_SUMS };
 
@@ -69,7 +91,7 @@ typedef struct {
     int is_fused;
     lnn_wired sensory, synapses; /* arrays padded with synapses that conduct nothing */
     real *gl, *leak, *cm;
-    real *opened; /* 2 numbers for each of the synapses of one kind */
+    real *opened; /* 2 numbers for each of the synapses of one kind, in chunks */
 } lnn_synaptic_plan;
 
 typedef struct {
@@ -129,7 +151,7 @@ struct lnn_kernels {
                             real *out);
 };
 
-enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU, LNN_SILU };
+enum { LNN_EXP, LNN_SIGMOID, LNN_TANH, LNN_RELU, LNN_SILU, LNN_SOFTPLUS };
 
 extern const lnn_kernels lnn_kernels_baseline;
 #if defined(__x86_64__)

@@ -179,16 +179,6 @@ INLINE void load_column(real *tile, const real *row, int64_t count, int lane, co
         tile[i * wide + lane] = row[i];
 }
 
-/* Whether no synapse's exponent can leave the range of lnn_exp2_within: clamping each of them would
- * be a fifth of all work. */
-INLINE int all_within(const real *x, int64_t count, real reach)
-{
-    int outside = 0;
-    for (int64_t i = 0; i < count; i++)
-        outside |= !(x[i] <= reach) | !(x[i] >= -reach);
-    return !outside;
-}
-
 /* Add the synapses into target i, whose sources are at x, to a conductance and a current; how far
  * each is open stays in `opened`. */
 INLINE void conduct(const lnn_wired *wired, int64_t i, const real *x, real *g, real *current,

@@ -74,8 +74,8 @@ typedef struct {
 } description;
 
 /* sizes: form, units, motors, unfolds, sensory and other synapses, imu, channels, height, width,
- * features, hold, convolutions, mappings, readouts, then each convolution's channels, kernel, stride, padding, then the outputs of each layer of the mapping
- * and of the readout */
+ * features, hold, convolutions, mappings, readouts, then each convolution's channels, kernel, stride,
+ * padding, then the outputs of each layer of the mapping and of the readout */
 static int read_sizes(description *d, PyObject *sizes, double max_step, double age_scale)
 {
     memset(d, 0, sizeof *d);
@@ -170,22 +170,12 @@ static const int64_t *next_indices(description *d, PyObject *arrays, int64_t cou
 static void read_synapses(description *d, PyObject *arrays, lnn_synapses *synapses, int64_t sources)
 {
     const int64_t count = synapses->count;
-    synapses->sources = sources;
-    synapses->targets = d->policy.units;
-    synapses->source = next_indices(d, arrays, count, synapses->sources);
-    synapses->target = next_indices(d, arrays, count, synapses->targets);
+    synapses->source = next_indices(d, arrays, count, sources);
+    synapses->target = next_indices(d, arrays, count, d->policy.units);
     synapses->w = next(d, arrays, count);
     synapses->sigma = next(d, arrays, count);
     synapses->mu = next(d, arrays, count);
     synapses->erev = next(d, arrays, count);
-}
-
-static void read_linear(description *d, PyObject *arrays, lnn_linear *layer, int64_t outputs,
-                        int64_t inputs)
-{
-    layer->outputs = outputs;
-    layer->weight = next(d, arrays, outputs * inputs);
-    layer->bias = next(d, arrays, outputs);
 }
 
 /* `seen`: inputs of the cell */
@@ -204,9 +194,13 @@ static void read_cell(description *d, PyObject *arrays, int64_t seen)
         cell->leak = next(d, arrays, units);
         cell->rate = next(d, arrays, units);
     } else if (policy->form == LNN_LIQUID) {
-        read_linear(d, arrays, &policy->liquid.tau, units, seen);
-        read_linear(d, arrays, &policy->liquid.hidden, 2 * units, seen);
-        read_linear(d, arrays, &policy->liquid.out, units, 2 * units);
+        lnn_liquid_cell *cell = &policy->liquid;
+        cell->tau_weight = next(d, arrays, units * seen);
+        cell->tau_bias = next(d, arrays, units);
+        cell->hidden_weight = next(d, arrays, 2 * units * seen);
+        cell->hidden_bias = next(d, arrays, 2 * units);
+        cell->out_weight = next(d, arrays, units * 2 * units);
+        cell->out_bias = next(d, arrays, units);
     } else {
         lnn_synaptic_ltc *cell = &policy->synaptic;
         read_synapses(d, arrays, &cell->sensory, seen);

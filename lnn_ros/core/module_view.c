@@ -179,7 +179,7 @@ static PyMethodDef functions[] = {
     {"variants", variants, METH_NOARGS, "Names of the inner loops that this processor runs."},
     {"scan", scan, METH_VARARGS, "A cell over sequences of sub-steps, or back."},
     {"open_synapses", open_synapses, METH_VARARGS, "Conductances and currents, or back."},
-    {"elementwise", elementwise, METH_VARARGS, "exp, sigmoid, tanh or ReLU in place."},
+    {"elementwise", elementwise, METH_VARARGS, "A function of core.h in place."},
     {NULL, NULL, 0, NULL},
 };
 

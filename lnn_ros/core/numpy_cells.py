@@ -26,7 +26,10 @@ class Cell(Protocol):
     def drive(self, x: F32, driven: F32) -> None:
         """Fill `driven` from the cell's input x (cell_inputs)."""
 
-    def step(self, driven: F32, state: F32, dt: float) -> None:
+    def take(self, driven: F32) -> None:
+        """Compute what the input alone decides, for the steps until it changes."""
+
+    def step(self, state: F32, dt: float) -> None:
         """Advance `state` (units) by one sub-step of `dt` seconds."""
 
 
@@ -52,8 +55,11 @@ class _Neural:
         np.matmul(self._of_input, x, out=driven)
         driven += self._bias
 
-    def step(self, driven: F32, state: F32, dt: float) -> None:
-        gate, work, units = self._gate, self._work, state.size
+    def take(self, driven: F32) -> None:
+        self._driven = driven
+
+    def step(self, state: F32, dt: float) -> None:
+        gate, work, units, driven = self._gate, self._work, state.size, self._driven
         np.matmul(self._recurrent, state, out=gate)
         gate += driven[:units]
         # f = gain * sigmoid(pre)
@@ -73,21 +79,28 @@ class _Synaptic:
         units = contract.units
         self._w, self._b = arrays['input_w'], arrays['input_b']
         self.driven = contract.cell_inputs
-        self._synapses = [_Synapses(arrays, kind) for kind in ('sensory', 'synapses')]
+        self._sensory, self._synapses = (
+            _Synapses(arrays, kind) for kind in ('sensory', 'synapses')
+        )
         self._gl, self._cm = arrays['gl'], arrays['cm']
         self._leak = self._gl * arrays['vl']
         self._is_fused = contract.solver == 'fused'
-        self._g, self._current = np.empty((2, units), dtype=np.float32)
+        self._of_input = np.empty((2, units), dtype=np.float32)  # conductances, currents
+        self._sums = np.empty_like(self._of_input)
 
     def drive(self, x: F32, driven: F32) -> None:
         np.multiply(self._w, x, out=driven)
         driven += self._b
 
-    def step(self, driven: F32, state: F32, dt: float) -> None:
-        g, current = self._g, self._current
+    def take(self, driven: F32) -> None:
+        g, current = self._of_input
         g[:], current[:] = self._gl, self._leak
-        for synapses, before in zip(self._synapses, (driven, state), strict=True):
-            synapses.open(before, g, current)
+        self._sensory.open(driven, g, current)
+
+    def step(self, state: F32, dt: float) -> None:
+        np.copyto(self._sums, self._of_input)
+        g, current = self._sums
+        self._synapses.open(state, g, current)
         if self._is_fused:
             # (h + dt rate e) / (1 + dt rate), with e = current / g and rate = g / cm
             step = np.float32(dt)
@@ -111,7 +124,7 @@ class _Synapses:
             return arrays[f'{kind}.{name}']
 
         self._source, self._w, self._erev = of('source'), of('w'), of('erev')
-        self._sigma, self._offset = of('sigma'), of('sigma') * of('mu')
+        self._sigma, self._mu = of('sigma'), of('mu')
         self._targets, self._first = np.unique(of('target'), return_index=True)
         self._open, self._pull = np.empty((2, self._w.size), dtype=np.float32)
         self._sums = np.empty(self._targets.size, dtype=np.float32)
@@ -122,8 +135,8 @@ class _Synapses:
             return
         opened = self._open
         np.take(before, self._source, out=opened, mode='clip')
+        opened -= self._mu
         opened *= self._sigma
-        opened -= self._offset
         _sigmoid(opened)
         opened *= self._w
         np.multiply(opened, self._erev, out=self._pull)
@@ -136,13 +149,13 @@ class _Liquid:
     def __init__(self, contract: Contract, arrays: Arrays) -> None:
         self._arrays = arrays
         self.driven = contract.cell_inputs
-        self._rate, self._f = np.empty((2, contract.units), dtype=np.float32)
+        self._rate, self._f, self._work = np.empty((3, contract.units), dtype=np.float32)
         self._hidden, self._gate = np.empty((2, 2 * contract.units), dtype=np.float32)
 
     def drive(self, x: F32, driven: F32) -> None:
         np.copyto(driven, x)
 
-    def step(self, driven: F32, state: F32, dt: float) -> None:
+    def take(self, driven: F32) -> None:
         for name, x, out in (
             ('tau', driven, self._rate),
             ('hidden', driven, self._hidden),
@@ -157,7 +170,10 @@ class _Liquid:
         rate = np.logaddexp(np.float32(0.0), self._rate, out=self._rate)
         rate += np.float32(0.1)
         np.reciprocal(rate, out=rate)
-        _relax(state, self._f, rate, dt)
+
+    def step(self, state: F32, dt: float) -> None:
+        np.copyto(self._work, self._rate)
+        _relax(state, self._f, self._work, dt)
 
 
 def _sigmoid(x: F32) -> F32:

@@ -160,7 +160,9 @@ class NumpyEngine:
                 np.subtract(end, start, out=driven)
                 driven *= np.float32((k + 0.5) / steps)
                 driven += start
-            self._cell.step(driven, self.state, dt / steps)
+            if k == 0 or self._hold == 'linear':
+                self._cell.take(driven)
+            self._cell.step(self.state, dt / steps)
         self._settle()
 
     def command(self) -> F32:

@@ -68,16 +68,7 @@ static void wire(lnn_wired *wired, const lnn_synapses *synapses)
         wired->w[to] = synapses->w[k];
         wired->current[to] = synapses->w[k] * synapses->erev[k];
     }
-    real steepest = 1, farthest = 0;
-    for (int64_t k = 0; k < synapses->count; k++) {
-        const real steep = wired->steep[k] < 0 ? -wired->steep[k] : wired->steep[k];
-        const real far = wired->mu[k] < 0 ? -wired->mu[k] : wired->mu[k];
-        steepest = steep <= steepest ? steepest : steep;
-        farthest = far <= farthest ? farthest : far;
-        if (!(steep - steep == 0 && far - far == 0))
-            farthest = (real)1e30; /* not finite: then no source is near enough */
-    }
-    wired->reach = (real)LNN_EXP2_MOST / steepest - farthest;
+    wired->reach = lnn_reach(wired, synapses->count);
 }
 
 /* Add up the sums, in the order in which `wire` sorted; uses up `begin`. */

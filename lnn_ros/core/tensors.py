@@ -109,7 +109,7 @@ def _take_synapses(kind: str, sources: int, targets: int, tensors: Tensors) -> A
     adjacency = tensors.take(name, sources, targets)
     if not np.isin(adjacency, (-1.0, 0.0, 1.0)).all():
         raise PolicyError(f"tensor '{name}' must hold nothing but -1, 0 and 1")
-    source, target = adjacency.nonzero()
+    source, target = (index.astype(np.int64) for index in adjacency.nonzero())
     order = np.argsort(target, kind='stable')
     count = source.size
     arrays: Arrays = {'source': source, 'target': target}

@@ -100,9 +100,8 @@ static void draw_cell(lnn_policy *policy, int64_t seen)
         policy->neural = cell;
     } else if (policy->form == LNN_LIQUID) {
         const lnn_liquid_cell cell = {
-            {units, numbers(units * seen), numbers(units)},
-            {2 * units, numbers(2 * units * seen), numbers(2 * units)},
-            {units, numbers(2 * units * units), numbers(units)},
+            numbers(units * seen), numbers(units),             numbers(2 * units * seen),
+            numbers(2 * units),    numbers(2 * units * units), numbers(units),
         };
         policy->liquid = cell;
     } else {

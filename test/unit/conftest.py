@@ -41,6 +41,7 @@ def _random_policy(
     motors: int | None = None,
     solver: str = 'exact',
     unfolds: int = 1,
+    wired: bool = True,
     readout: tuple[int, ...] = (40, 16),
     seed: int = 0,
 ) -> Policy:
@@ -109,6 +110,7 @@ def _random_policy(
     elif cell == 'ltc_synaptic':
         for kind, sources in (('synapses', units), ('sensory', seen)):
             adjacency = rng.choice([0, 0, 1, -1], (sources, units)).astype(np.float32)
+            adjacency *= wired
             tensors[f'cell.{kind}.adjacency'] = adjacency
             for name in ('raw_w', 'sigma', 'mu', 'erev'):
                 add(f'cell.{kind}.{name}', np.count_nonzero(adjacency))

@@ -109,9 +109,8 @@ static int run_engine(const lnn_kernels *kernels)
         policy.neural = cell;
     } else if (policy.form == LNN_LIQUID) {
         const lnn_liquid_cell cell = {
-            {units, weights(units * mapped), weights(units)},
-            {2 * units, weights(2 * units * mapped), weights(2 * units)},
-            {units, weights(2 * units * units), weights(units)},
+            weights(units * mapped), weights(units),             weights(2 * units * mapped),
+            weights(2 * units),      weights(2 * units * units), weights(units),
         };
         policy.liquid = cell;
     } else {
@@ -121,6 +120,9 @@ static int run_engine(const lnn_kernels *kernels)
             weights(policy.motors), weights(policy.motors),
         };
         policy.synaptic = cell;
+        /* these two are not an engine's to believe */
+        policy.synaptic.sensory.targets = policy.synaptic.synapses.targets = INT64_MAX;
+        policy.synaptic.sensory.sources = policy.synaptic.synapses.sources = -1;
     }
     lnn_linear readout[4];
     policy.readouts = 1 + draw(4);

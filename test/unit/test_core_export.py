@@ -14,6 +14,7 @@ import pytest
 from lnn_ros.core.export import WEIGHTS, export_c
 from lnn_ros.core.numpy_engine import NumpyEngine
 from lnn_ros.policy import IMU_FIELDS, Policy
+from lnn_ros.schema import PolicyError
 
 STRICT = ['-std=c99', '-pedantic', '-O2', '-Wall', '-Wextra', '-Werror', '-fPIC']
 SHAPES = {
@@ -27,6 +28,12 @@ SHAPES = {
         **{'units': 7, 'image': (3, 4, 5), 'layers': ()},
     },
     'liquid': {'cell': 'liquid', 'image': None, 'units': 9},
+    'no_synapses': {'cell': 'ltc_synaptic', 'units': 5, 'motors': 2, 'image': None, 'wired': False},
+    'held_ncp': {
+        **{'cell': 'ltc_synaptic', 'units': 9, 'motors': 2, 'image': None, 'mapping': ()},
+        **{'hold': 'previous', 'unfolds': 3},
+    },
+    'liquid_held': {'cell': 'liquid', 'image': None, 'units': 9, 'hold': 'previous'},
     'no_convolution': {'image': (3, 4, 5), 'layers': (), 'mapping': (70,), 'hold': 'current'},
 }
 
@@ -60,6 +67,9 @@ class Exported:
 
     def advance(self, dt: float) -> int:
         return self.call('advance', ctypes.c_float(dt))
+
+    def state(self, units: int) -> np.ndarray:
+        return np.frombuffer(self._memory, np.float32, units).copy()  # the struct's first
 
     def command(self) -> np.ndarray:
         assert self.call('command', self._outputs) == 1
@@ -123,6 +133,43 @@ def test_policy_with_int8_weights_stays_near_the_engine(shape, random_policy, ex
     assert largest_difference(policy, export(policy, 'int8'), 300) < 0.25
 
 
+@pytest.mark.parametrize('solver', ['exact', 'fused'])
+def test_state_of_an_int8_policy_stays_among_the_potentials_that_pull_at_it(
+    solver, random_policy, export
+) -> None:
+    policy = random_policy(
+        cell='ltc_synaptic', solver=solver, image=None, units=6, motors=2, hold='current'
+    )
+    tensors = dict(policy.tensors)
+    for kind in ('synapses', 'sensory'):
+        _, target = tensors[f'cell.{kind}.adjacency'].nonzero()
+        # below half an int8 step of the other neurons' conductances, but pulling hard
+        w = np.where(target == 0, 0.0035, 1.0)
+        tensors[f'cell.{kind}.raw_w'] = np.log(np.expm1(w)).astype(np.float32)
+        tensors[f'cell.{kind}.erev'] = np.where(target == 0, -2.0, 1.0).astype(np.float32)
+    tensors['cell.raw_gl'] = np.full(6, -12.0, np.float32)
+    tensors['cell.vl'] = np.zeros(6, np.float32)
+    policy = Policy(policy.contract, tensors)
+    exported = export(policy, 'int8')
+    rng = np.random.default_rng(0)
+    lowest = 0.0
+    for _ in range(1000):
+        exported.hold_imu(rng.normal(size=6) * 3.0)
+        exported.advance(1.0)
+        state = exported.state(6)
+        assert np.abs(state).max() <= 2.0 + 1e-5
+        lowest = min(lowest, state[0])
+    assert lowest < -1.5  # a weak neuron is alive
+
+
+def test_number_that_no_float_holds_is_refused(random_policy, tmp_path) -> None:
+    policy = random_policy()
+    outputs = tuple(replace(o, max=1e39) for o in policy.contract.outputs)
+    contract = replace(policy.contract, outputs=outputs)
+    with pytest.raises(PolicyError, match='no C float'):
+        export_c(Policy(contract, policy.tensors), tmp_path, 'robot')
+
+
 @pytest.mark.parametrize('weights', WEIGHTS)
 def test_exported_source_needs_no_library(weights, random_policy, export) -> None:
     symbols = export(random_policy(), weights).symbols
@@ -156,7 +203,7 @@ def test_words_of_a_policy_cannot_become_code(random_policy, export, tmp_path) -
     assert 'int evil;' not in (tmp_path / 'robot.h').read_text()
 
 
-@pytest.mark.parametrize('name', ['', '1car', 'car-1', 'int', 'a b', '../car', '_car'])
+@pytest.mark.parametrize('name', ['', '1car', 'car-1', 'int', 'a b', '../car', '_car', 'real', 'lnn_exp', 'int8_t', 'memcpy'])
 def test_name_that_is_no_c_identifier_is_refused(name, random_policy, tmp_path) -> None:
     with pytest.raises(ValueError, match='C identifier'):
         export_c(random_policy(), tmp_path, name)

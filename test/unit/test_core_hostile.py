@@ -122,6 +122,7 @@ def test_small_file_cannot_ask_for_enormous_memory(random_policy, tmp_path) -> N
         (('readout',), [0, 16], 'readout'),
         (('readout',), [2**70, 16], 'readout'),
         (('max_step',), 1e-12, 'max_step'),
+        (('max_step',), 1e39, 'max_step'),
         (('max_step',), 10**400, 'finite number'),
         (('image', 'scale'), 1e-30, 'scale'),
         (('encoder', 'layers'), [], "'encoder.1.weight' is missing"),
