@@ -4,8 +4,9 @@
     python benchmarks/cortex_m.py [POLICY.safetensors ...]
 
 Without an argument: the shipped car policy, with and without its camera, and an NCP of 32 units
-with random weights. Instructions are counted by QEMU, which executes one per virtual nanosecond under -icount; a Cortex-M4 takes one to
-two cycles for most. Exits with 1 when results differ from the engine's or a size is over its limit.
+with random weights (pip install lnn_ros[train]). Instructions are counted by QEMU, which executes
+one per virtual nanosecond under -icount; a Cortex-M4 takes one to two cycles for most. Exits with 1
+when results differ from the engine's or a size is over its limit.
 """
 
 from __future__ import annotations

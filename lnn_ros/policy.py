@@ -213,7 +213,8 @@ class Contract:
         )
         require(1 <= self.unfolds <= 1000, f'unfolds is {self.unfolds}, must be 1-1000')
         # a step costs dt / max_step sub-steps: a damaged number must not stop the robot's clock
-        require(1e-4 <= self.max_step <= 1e6, f'max_step is {self.max_step} s, must be 0.0001-1e6 s')
+        is_good = 1e-4 <= self.max_step <= 1e6
+        require(is_good, f'max_step is {self.max_step} s, must be from 0.0001 to 1e6 s')
         for name in ('mapping', 'readout'):
             sizes = getattr(self, name)
             require(len(sizes) <= 8, f'{len(sizes)} layers of {name}, must be at most 8')

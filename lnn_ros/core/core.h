@@ -1,4 +1,4 @@
-/* One policy step, from image bytes and scaled IMU numbers to a command: the run-time path of lnn_ros.
+/* One policy step, from image bytes and scaled IMU numbers to a command: lnn_ros at run time.
  *
  * C99 with GCC's vector types (GCC and Clang, any processor), no dependency but libc's memcpy. It
  * neither allocates nor keeps anything global: the caller asks for a size, brings that memory, and
@@ -134,8 +134,8 @@ typedef struct {
 } lnn_spans;
 
 /* How an image becomes the network's view. A pixel's channels are offset + sum over s of
- * mix[4 s ...] * byte s of the source: always four of four, of which 1 or 3 `channels` are kept; mix
- * is 0 for bytes that the source has not, whatever is read for them. */
+ * mix[4 s ...] * byte s of the source: always four of four, of which 1 or 3 `channels` are kept;
+ * mix is 0 for bytes that the source has not, whatever is read for them. */
 typedef struct {
     lnn_spans rows, columns;
     const real *mix, *offset;
@@ -145,7 +145,7 @@ typedef struct {
 /* reals of scratch memory that lnn_see takes */
 size_t lnn_view_scratch(const lnn_view *view);
 
-/* Average `image` (rows `step` bytes apart) down to pixels (channels, height, width), normalised. */
+/* Average `image` (rows `step` bytes apart) to pixels (channels, height, width), normalised. */
 void lnn_see(const lnn_view *view, const lnn_kernels *kernels, const uint8_t *image, size_t step,
              real *scratch, real *pixels);
 
@@ -173,8 +173,8 @@ typedef struct {
     lnn_synapses synapses;                /* synaptic */
 } lnn_scan;
 
-/* The gradient with respect to the states at the ends of intervals, which is given, and to all else,
- * which is found. */
+/* The gradient with respect to the states at the ends of intervals, which is given, and to all
+ * else, which is found. */
 typedef struct {
     const real *ends;
     real *width, *driven, *start, *rate, *weight, *gain, *reversal;

@@ -1,8 +1,8 @@
 /* exp, 1 - exp, sigmoid, softplus and tanh without branches or calls, so that GCC vectorises loops.
  *
  * libm's expf alone would be most of a step's time. Relative error below 1.5e-7 in float and 1e-15
- * in double, of softplus twice that (test_core.py holds them to it). Infinite arguments are fine, NaN comes out as NaN:
- * every clamp is written so that a NaN fails its comparison and stays.
+ * in double, of softplus twice that (test_core.py holds them to it). Infinite arguments are fine,
+ * NaN comes out as NaN: every clamp is written so that a NaN fails its comparison and stays.
  */
 #ifndef LNN_ELEMENTARY_H
 #define LNN_ELEMENTARY_H

@@ -1,7 +1,7 @@
 /* The inner loops, compiled once per kind of processor; engine.c and image.c call them.
  *
- * Another cell is: a plan and a loop here (kernels_cells.c), its tables in core.h's policy, and where
- * engine.c lays out, packs and advances those that there are. */
+ * Another cell is: a plan and a loop here (kernels_cells.c), its tables in core.h's policy, and
+ * where engine.c lays out, packs and advances those that there are. */
 #ifndef LNN_KERNELS_H
 #define LNN_KERNELS_H
 

@@ -21,17 +21,6 @@ static inline int all_within(const real *x, int64_t count, real reach)
     return !outside;
 }
 
-/* The sum of LNN_LANES numbers, in pairs: one by one, each would wait for the one before. */
-static inline real sum_of_lanes(lanes x)
-{
-    real sum[LNN_LANES];
-    memcpy(sum, &x, sizeof sum);
-    for (int width = LNN_LANES / 2; width; width /= 2)
-        for (int k = 0; k < width; k++)
-            sum[k] += sum[k + width];
-    return sum[0];
-}
-
 static inline real sum_between(const real *x, int64_t begin, int64_t end)
 {
     real sum = 0;
@@ -39,7 +28,12 @@ static inline real sum_between(const real *x, int64_t begin, int64_t end)
         lanes sums = {0};
         for (; begin + LNN_LANES <= end; begin += LNN_LANES)
             sums += CONST_AT(lanes, x + begin);
-        sum = sum_of_lanes(sums);
+        real part[LNN_LANES];
+        memcpy(part, &sums, sizeof part);
+        for (int width = LNN_LANES / 2; width; width /= 2) /* in pairs: in turn, each would wait */
+            for (int k = 0; k < width; k++)
+                part[k] += part[k + width];
+        sum = part[0];
     }
     for (; begin < end; begin++)
         sum += x[begin];

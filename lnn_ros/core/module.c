@@ -1,7 +1,7 @@
 /* The Python module lnn_ros.core._core: Engine, Resampler and training scans over the C core.
  *
- * Written out instead of generated (cffi, ctypes) because these calls must keep the GIL: a call that
- * takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
+ * Written out instead of generated (cffi, ctypes) because these calls must keep the GIL: a call
+ * that takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
  * computes. Everything that C will read or write is checked here against the sizes it was laid out
  * for; what does not fit is answered with False, and the Python face says what was wrong.
  */
@@ -74,8 +74,8 @@ typedef struct {
 } description;
 
 /* sizes: form, units, motors, unfolds, sensory and other synapses, imu, channels, height, width,
- * features, hold, convolutions, mappings, readouts, then each convolution's channels, kernel, stride,
- * padding, then the outputs of each layer of the mapping and of the readout */
+ * features, hold, convolutions, mappings, readouts, then each convolution's channels, kernel,
+ * stride, padding, then the outputs of each layer of the mapping and of the readout */
 static int read_sizes(description *d, PyObject *sizes, double max_step, double age_scale)
 {
     memset(d, 0, sizeof *d);

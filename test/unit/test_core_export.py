@@ -203,7 +203,10 @@ def test_words_of_a_policy_cannot_become_code(random_policy, export, tmp_path) -
     assert 'int evil;' not in (tmp_path / 'robot.h').read_text()
 
 
-@pytest.mark.parametrize('name', ['', '1car', 'car-1', 'int', 'a b', '../car', '_car', 'real', 'lnn_exp', 'int8_t', 'memcpy'])
+@pytest.mark.parametrize(
+    'name',
+    ['', '1car', 'car-1', 'a b', '../car', '_car', 'int', 'real', 'lnn_exp', 'int8_t', 'memcpy'],
+)
 def test_name_that_is_no_c_identifier_is_refused(name, random_policy, tmp_path) -> None:
     with pytest.raises(ValueError, match='C identifier'):
         export_c(random_policy(), tmp_path, name)
