@@ -213,7 +213,6 @@ def test_sparsity_of_a_cell_without_a_wiring_is_refused(tmp_path):
     document = tiny_document() | {'sparsity': 0.5}
     with pytest.raises(PolicyError, match="sparsity is of a wiring, .* 'ltc_neural'"):
         Trainer(build(Recipe, document, 'recipe'), tmp_path, 1)
-    # and the folder is as good as before
     Trainer(build(Recipe, tiny_document(), 'recipe'), tmp_path, 1)
     document['contract'].update(cell='ltc_synaptic', units=6)
     with pytest.raises(PolicyError, match='no wiring of sparsity 0.5: .*'):
