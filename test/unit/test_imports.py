@@ -36,7 +36,14 @@ RULES = {
     'lnn_ros.observation': {'numpy', 'lnn_ros.policy', 'lnn_ros.core'},
     'lnn_ros.core': {'numpy', 'lnn_ros.policy', 'lnn_ros.schema'},
     'lnn_ros.controller': {'numpy', 'lnn_ros.timing', *BELOW},
-    'lnn_ros.liquid': {'numpy', 'torch', 'lnn_ros.core', 'lnn_ros.policy', 'ncps'},
+    'lnn_ros.liquid': {
+        'numpy',
+        'torch',
+        'lnn_ros.core',
+        'lnn_ros.policy',
+        'lnn_ros.schema',
+        'ncps',
+    },
     'lnn_ros.share': set(),
 }
 
