@@ -1,7 +1,7 @@
 /* The inner loops of training; kernels.c includes this file. docs/network.md derives the gradients.
  *
  * The neural form and LiquidCell go sample by sample, with lanes across units. The synaptic form
- * takes LNN_LANES or LNN_WIDE samples side by side, with lanes across samples: however sparse the
+ * takes STRIP or LNN_WIDE samples side by side, with lanes across samples: however sparse the
  * wiring, no lane is empty, and a synapse's numbers are read once for all samples. A tile is
  * (things, samples). */
 
@@ -11,6 +11,11 @@
 #else
 #define INLINE static inline __attribute__((always_inline))
 #endif
+
+/* The synaptic form's vectors: a register, or `lanes` where that is several. */
+enum { STRIP = (int)VECTOR > LNN_LANES ? (int)VECTOR : LNN_LANES };
+typedef real strip __attribute__((vector_size(STRIP * sizeof(real)), aligned(sizeof(real)),
+                                  may_alias));
 
 static inline int64_t row_at(const lnn_scan *scan, int64_t t)
 {
@@ -184,10 +189,10 @@ INLINE void load_column(real *tile, const real *row, int64_t count, int lane, co
 INLINE void conduct(const lnn_wired *wired, int64_t i, const real *x, real *g, real *current,
                     real *restrict opened, const int wide, const int is_tame)
 {
-    lanes conductances[LNN_WIDE / LNN_LANES], currents[LNN_WIDE / LNN_LANES];
-    for (int v = 0; v < wide / LNN_LANES; v++) {
-        conductances[v] = CONST_AT(lanes, g + v * LNN_LANES);
-        currents[v] = CONST_AT(lanes, current + v * LNN_LANES);
+    strip conductances[LNN_WIDE / STRIP], currents[LNN_WIDE / STRIP];
+    for (int v = 0; v < wide / STRIP; v++) {
+        conductances[v] = CONST_AT(strip, g + v * STRIP);
+        currents[v] = CONST_AT(strip, current + v * STRIP);
     }
     for (int64_t k = wired->begin[i]; k < wired->begin[i + 1]; k++, opened += wide) {
         const real *from = x + wired->source[k] * wide;
@@ -202,49 +207,57 @@ INLINE void conduct(const lnn_wired *wired, int64_t i, const real *x, real *g, r
             }
         for (int l = 0; l < wide; l++)
             opened[l] = 1 / (1 + lnn_exp2_within(opened[l]));
-        for (int v = 0; v < wide / LNN_LANES; v++) {
-            const lanes s = CONST_AT(lanes, opened + v * LNN_LANES);
+        for (int v = 0; v < wide / STRIP; v++) {
+            const strip s = CONST_AT(strip, opened + v * STRIP);
             conductances[v] += s * wired->w[k];
             currents[v] += s * wired->current[k];
         }
     }
-    for (int v = 0; v < wide / LNN_LANES; v++) {
-        AT(lanes, g + v * LNN_LANES) = conductances[v];
-        AT(lanes, current + v * LNN_LANES) = currents[v];
+    for (int v = 0; v < wide / STRIP; v++) {
+        AT(strip, g + v * STRIP) = conductances[v];
+        AT(strip, current + v * STRIP) = currents[v];
     }
+}
+
+/* Add to LNN_LANES sums; STRIP of them per synapse would no longer fit the processor's cache. */
+INLINE void add_folded(real *sum, const strip *x)
+{
+    lanes parts[STRIP / LNN_LANES];
+    memcpy(parts, x, sizeof *x);
+    lanes total = CONST_AT(lanes, sum);
+    for (int k = 0; k < STRIP / LNN_LANES; k++)
+        total += parts[k];
+    AT(lanes, sum) = total;
 }
 
 /* Back through `conduct`: of_x gets the sources' share, wired->sums that of the parameters. */
 INLINE void conduct_back(const lnn_wired *wired, int64_t i, const real *x, const real *of_g,
                          const real *of_current, const real *opened, real *of_x, const int wide)
 {
-    lanes of_g_at[LNN_WIDE / LNN_LANES], of_current_at[LNN_WIDE / LNN_LANES];
-    for (int v = 0; v < wide / LNN_LANES; v++) {
-        of_g_at[v] = CONST_AT(lanes, of_g + v * LNN_LANES);
-        of_current_at[v] = CONST_AT(lanes, of_current + v * LNN_LANES);
+    strip of_g_at[LNN_WIDE / STRIP], of_current_at[LNN_WIDE / STRIP];
+    for (int v = 0; v < wide / STRIP; v++) {
+        of_g_at[v] = CONST_AT(strip, of_g + v * STRIP);
+        of_current_at[v] = CONST_AT(strip, of_current + v * STRIP);
     }
     for (int64_t k = wired->begin[i]; k < wired->begin[i + 1]; k++, opened += wide) {
         const int64_t from = wired->source[k] * wide;
         real *sums = wired->sums + k * LNN_SUMS * LNN_LANES;
-        lanes conducted = CONST_AT(lanes, sums + LNN_CONDUCTED * LNN_LANES);
-        lanes driven = CONST_AT(lanes, sums + LNN_DRIVEN * LNN_LANES);
-        lanes moved = CONST_AT(lanes, sums + LNN_MOVED * LNN_LANES);
-        lanes tilted = CONST_AT(lanes, sums + LNN_TILTED * LNN_LANES);
+        strip conducted = {0}, driven = {0}, moved = {0}, tilted = {0};
         const real w = wired->w[k], current = wired->current[k];
         const real sigma = wired->sigma[k], mu = wired->mu[k];
-        for (int v = 0; v < wide / LNN_LANES; v++) {
-            const lanes s = CONST_AT(lanes, opened + v * LNN_LANES);
-            const lanes z = (of_g_at[v] * w + of_current_at[v] * current) * (s - s * s);
+        for (int v = 0; v < wide / STRIP; v++) {
+            const strip s = CONST_AT(strip, opened + v * STRIP);
+            const strip z = (of_g_at[v] * w + of_current_at[v] * current) * (s - s * s);
             conducted += s * of_g_at[v];
             driven += s * of_current_at[v];
             moved += z;
-            tilted += z * (CONST_AT(lanes, x + from + v * LNN_LANES) - mu);
-            AT(lanes, of_x + from + v * LNN_LANES) += z * sigma;
+            tilted += z * (CONST_AT(strip, x + from + v * STRIP) - mu);
+            AT(strip, of_x + from + v * STRIP) += z * sigma;
         }
-        AT(lanes, sums + LNN_CONDUCTED * LNN_LANES) = conducted;
-        AT(lanes, sums + LNN_DRIVEN * LNN_LANES) = driven;
-        AT(lanes, sums + LNN_MOVED * LNN_LANES) = moved;
-        AT(lanes, sums + LNN_TILTED * LNN_LANES) = tilted;
+        add_folded(sums + LNN_CONDUCTED * LNN_LANES, &conducted);
+        add_folded(sums + LNN_DRIVEN * LNN_LANES, &driven);
+        add_folded(sums + LNN_MOVED * LNN_LANES, &moved);
+        add_folded(sums + LNN_TILTED * LNN_LANES, &tilted);
     }
 }
 
@@ -410,14 +423,14 @@ INLINE void synaptic_back_tile(const lnn_scan_plan *plan, int64_t first, int64_t
     static void function(const lnn_scan_plan *plan, int64_t first, int64_t count)                  \
     {                                                                                              \
         const int fused = plan->scan->form == LNN_SYNAPTIC_FUSED;                                  \
-        if (count > LNN_LANES && fused)                                                            \
+        if (count > STRIP && fused)                                                                \
             function##_tile(plan, first, count, 1, LNN_WIDE);                                      \
-        else if (count > LNN_LANES)                                                                \
+        else if (count > STRIP)                                                                    \
             function##_tile(plan, first, count, 0, LNN_WIDE);                                      \
         else if (fused)                                                                            \
-            function##_tile(plan, first, count, 1, LNN_LANES);                                     \
+            function##_tile(plan, first, count, 1, STRIP);                                         \
         else                                                                                       \
-            function##_tile(plan, first, count, 0, LNN_LANES);                                     \
+            function##_tile(plan, first, count, 0, STRIP);                                         \
     }
 
 TILED(synaptic_scan)
