@@ -200,12 +200,13 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.plan = inputs[0]
+        ctx.set_materialize_grads(False)  # zeros as large as all states, for nothing
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*inputs[1:], output[inputs[0].steps.interval is not None])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_ends: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_ends: Tensor, _: None) -> tuple[Tensor | None, ...]:
         *given, states = ctx.saved_tensors
         of = _like(given[ctx.plan.wires :])
         of_driven, of_width, *rest = (t.numpy() for t in of)
