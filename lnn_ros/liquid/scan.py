@@ -206,7 +206,9 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_ends: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_ends: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if of_ends is None:
+            return (None,) * len(ctx.saved_tensors)
         *given, states = ctx.saved_tensors
         of = _like(given[ctx.plan.wires :])
         of_driven, of_width, *rest = (t.numpy() for t in of)

@@ -219,6 +219,24 @@ def test_transforms_and_tensors_that_it_does_not_know_are_left_to_torch():
     assert scan.covers(u, h)
 
 
+def test_states_whose_gradient_is_cut_off_have_none():
+    class Cut(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, of_x):
+            return None
+
+    cell = make('complete', Solver(max_step=0.1))
+    u, dt, h, _ = sequence(cell, 2)
+    u.requires_grad_()
+    (Cut.apply(unroll(cell, u, dt + 0.01, h)).sum() + u.sum()).backward()
+    assert torch.equal(u.grad, torch.ones_like(u))
+    assert cell.synapses.mu.grad is None
+
+
 def test_second_derivative_is_refused_not_wrong():
     cell = make('neural', Solver())
     u, dt, h, _ = sequence(cell, 2)
