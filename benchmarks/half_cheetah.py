@@ -162,7 +162,7 @@ def main() -> None:
         print(f'| {name} | {count} | {mean:.3f} | {sd:.3f} | {seconds:.0f} |', flush=True)
         rows += [row(name, 'mse', found), row(name, 'parameters', [count])]
     if options.json:
-        from lnn_ros.training.evaluation import write_results
+        from lnn_ros.results import write_results
 
         command = f'python benchmarks/half_cheetah.py FOLDER --epochs {options.epochs}'
         write_results(options.json, command, list(SEEDS), rows)

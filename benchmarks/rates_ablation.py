@@ -141,7 +141,7 @@ def main() -> None:
         figures = ' | '.join(f'{r["value"]:.5g}' for r in own)
         print(f'| {own[0]["name"]} | {figures} |')
     if options.json:
-        from lnn_ros.training.evaluation import write_results
+        from lnn_ros.results import write_results
 
         command = f'python benchmarks/rates_ablation.py --seconds {options.seconds:g}'
         write_results(options.json, command, (0, 1, 2), [r for own in results for r in own])
