@@ -317,25 +317,6 @@ static void pack_features(lnn_engine *e, const lnn_linear *features)
     memcpy(map->bias, features->bias, (size_t)e->features * sizeof(real));
 }
 
-/* Sort by target, counting; `begin` ends up where each target's synapses begin. */
-static void wire(lnn_wired *wired, const lnn_synapses *synapses)
-{
-    int64_t *next = wired->begin + 1; /* one further on, it counts up to the begin of the next */
-    for (int64_t k = 0; k < synapses->count; k++)
-        wired->begin[synapses->target[k] + 2]++;
-    for (int64_t i = 0; i < wired->targets; i++)
-        wired->begin[i + 2] += wired->begin[i + 1];
-    for (int64_t k = 0; k < synapses->count; k++) {
-        const int64_t to = next[synapses->target[k]]++;
-        wired->source[to] = synapses->source[k];
-        wired->steep[to] = synapses->sigma[k] * (real)-1.44269504088896340736;
-        wired->mu[to] = synapses->mu[k];
-        wired->w[to] = synapses->w[k];
-        wired->current[to] = synapses->w[k] * synapses->erev[k];
-    }
-    wired->reach = lnn_reach(wired, synapses->count);
-}
-
 static void pack_linear(lnn_map *map, const real *weight, const real *bias, int64_t outputs)
 {
     pack(map, weight, outputs, map->inputs, 0, 0);
@@ -364,8 +345,8 @@ static void pack_cell(lnn_engine *e, const lnn_policy *policy)
     } else {
         const lnn_synaptic_ltc *cell = &policy->synaptic;
         const size_t seen = (size_t)e->synaptic.seen * sizeof(real);
-        wire(&e->synaptic.sensory, &cell->sensory);
-        wire(&e->synaptic.synapses, &cell->synapses);
+        lnn_wire(&e->synaptic.sensory, &cell->sensory);
+        lnn_wire(&e->synaptic.synapses, &cell->synapses);
         for (int64_t i = e->units; i < e->lanes; i++) /* no 0 / 0 in lanes that are not used */
             e->synaptic.gl[i] = e->synaptic.cm[i] = 1;
         memcpy(e->synaptic.gl, cell->gl, units);

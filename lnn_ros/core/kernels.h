@@ -6,7 +6,6 @@
 #define LNN_KERNELS_H
 
 #include "core.h"
-#include "elementary.h"
 
 enum {
     LNN_LANES = 8,             /* every vector of outputs is padded to a multiple of it */
@@ -66,20 +65,8 @@ typedef struct {
     real *sums;
 } lnn_wired;
 
-/* How far from 0 the sources of `count` synapses may be, see lnn_wired. */
-static inline real lnn_reach(const lnn_wired *wired, int64_t count)
-{
-    real steepest = 1, farthest = 0;
-    for (int64_t k = 0; k < count; k++) {
-        const real steep = wired->steep[k] < 0 ? -wired->steep[k] : wired->steep[k];
-        const real far = wired->mu[k] < 0 ? -wired->mu[k] : wired->mu[k];
-        steepest = steep <= steepest ? steepest : steep;
-        farthest = far <= farthest ? farthest : far;
-        if (!(steep - steep == 0 && far - far == 0))
-            farthest = (real)1e30; /* not finite: then no source is near enough */
-    }
-    return (real)LNN_EXP2_MOST / steepest - farthest;
-}
+/* Sort by target: fills everything but `sums`, which, like `sigma`, only training has. */
+void lnn_wire(lnn_wired *wired, const lnn_synapses *synapses);
 
 /* of_w = CONDUCTED + erev DRIVEN, of_erev = w DRIVEN, of_sigma = TILTED, of_mu = -sigma MOVED */
 enum { LNN_CONDUCTED, LNN_DRIVEN, LNN_MOVED, LNN_TILTED, LNN_SUMS };

@@ -50,28 +50,43 @@ static void place_wired(lnn_wired *wired, const lnn_synapses *synapses, stock *f
     wired->sums = reals(from, count * LNN_SUMS * LNN_LANES);
 }
 
-/* Sort by target, counting; `begin` ends up where each target's synapses begin. */
-static void wire(lnn_wired *wired, const lnn_synapses *synapses)
+/* How far from 0 the sources of `count` synapses may be, see lnn_wired. */
+static real reach_of(const lnn_wired *wired, int64_t count)
+{
+    real steepest = 1, farthest = 0;
+    for (int64_t k = 0; k < count; k++) {
+        const real steep = wired->steep[k] < 0 ? -wired->steep[k] : wired->steep[k];
+        const real far = wired->mu[k] < 0 ? -wired->mu[k] : wired->mu[k];
+        steepest = steep <= steepest ? steepest : steep;
+        farthest = far <= farthest ? farthest : far;
+        if (!(steep - steep == 0 && far - far == 0))
+            farthest = (real)1e30; /* not finite: then no source is near enough */
+    }
+    return (real)LNN_EXP2_MOST / steepest - farthest;
+}
+
+void lnn_wire(lnn_wired *wired, const lnn_synapses *synapses)
 {
     int64_t *next = wired->begin + 1; /* one further on, it counts up to the begin of the next */
-    memset(wired->begin, 0, sizeof *next * (size_t)(synapses->targets + 2));
+    memset(wired->begin, 0, sizeof *next * (size_t)(wired->targets + 2));
     for (int64_t k = 0; k < synapses->count; k++)
         wired->begin[synapses->target[k] + 2]++;
-    for (int64_t i = 0; i < synapses->targets; i++)
+    for (int64_t i = 0; i < wired->targets; i++)
         wired->begin[i + 2] += wired->begin[i + 1];
     for (int64_t k = 0; k < synapses->count; k++) {
         const int64_t to = next[synapses->target[k]]++;
         wired->source[to] = synapses->source[k];
         wired->steep[to] = synapses->sigma[k] * (real)-1.44269504088896340736;
-        wired->sigma[to] = synapses->sigma[k];
+        if (wired->sigma)
+            wired->sigma[to] = synapses->sigma[k];
         wired->mu[to] = synapses->mu[k];
         wired->w[to] = synapses->w[k];
         wired->current[to] = synapses->w[k] * synapses->erev[k];
     }
-    wired->reach = lnn_reach(wired, synapses->count);
+    wired->reach = reach_of(wired, synapses->count);
 }
 
-/* Add up the sums, in the order in which `wire` sorted; uses up `begin`. */
+/* Add up the sums, in the order in which lnn_wire sorted; uses up `begin`. */
 static void give_back(const lnn_wired *wired, const lnn_synapses *synapses,
                       const lnn_of_synapses *of)
 {
@@ -160,7 +175,7 @@ static void prepare(lnn_scan_plan *plan, const lnn_scan *scan, void *memory)
         memset(plan->driven, 0, sizeof *plan->driven * (size_t)(2 * plan->neural.lanes));
         memset(plan->state, 0, sizeof *plan->state * (size_t)plan->neural.lanes);
     } else if (scan->form != LNN_LIQUID) {
-        wire(&plan->wired, &scan->synapses);
+        lnn_wire(&plan->wired, &scan->synapses);
     }
 }
 
@@ -264,7 +279,7 @@ void lnn_open(const lnn_synapses *synapses, const lnn_kernels *kernels, int64_t 
 {
     opening plan;
     place_opening(&plan, synapses, memory);
-    wire(&plan.wired, synapses);
+    lnn_wire(&plan.wired, synapses);
     for (int64_t r = 0; r < rows; r += LNN_WIDE)
         kernels->open(&plan.wired, rows - r < LNN_WIDE ? rows - r : LNN_WIDE,
                       x + r * synapses->sources, base, out + r * 2 * synapses->targets,
@@ -277,7 +292,7 @@ void lnn_open_back(const lnn_synapses *synapses, const lnn_of_synapses *of,
 {
     opening plan;
     place_opening(&plan, synapses, memory);
-    wire(&plan.wired, synapses);
+    lnn_wire(&plan.wired, synapses);
     clear(plan.wired.sums, synapses->count * LNN_SUMS * LNN_LANES);
     clear(of_base, 2 * synapses->targets);
     for (int64_t r = 0; r < rows; r += LNN_WIDE)
