@@ -14,9 +14,9 @@ from pathlib import Path
 from lnn_ros.core import build
 
 KNOWN = {
-    'step/ncp32': 1_463,
-    'step/dense64': 2_926,
-    'step/dense128': 7_609,
+    'step/ncp32': 1_606,
+    'step/dense64': 3_193,
+    'step/dense128': 8_124,
     'encoder/64x48': 218_000,
     'resize/64x48': 57_900,
     'resize/640x480': 711_100,
