@@ -350,7 +350,8 @@ static void average_columns(const lnn_view *view, const real *row, int64_t plane
 
 #include "kernels_cells.c"
 
-#if LNN_REGISTER == 64 && defined(__GNUC__) && !defined(__clang__) /* worth a third in these loops */
+/* long loops over samples: the only ones that GCC is to make 64 bytes wide by itself */
+#if LNN_REGISTER == 64 && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC push_options
 #pragma GCC target("prefer-vector-width=512")
 #include "kernels_scan.c"

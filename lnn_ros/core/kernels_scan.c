@@ -128,7 +128,8 @@ static void neural_back(const lnn_scan_plan *plan, int64_t first)
             pending = 0;
         }
         const real *from = scan->driven + row_at(scan, t), width = scan->width[t];
-        const real *state = t > begin ? scan->states + (t - 1) * units : scan->start + first * units;
+        const real *state =
+            t > begin ? scan->states + (t - 1) * units : scan->start + first * units;
         real *restrict h = plan->before + pending * count;
         real *restrict into = plan->into + pending * count;
         const size_t bytes = (size_t)units * sizeof(real);

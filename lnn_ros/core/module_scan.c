@@ -96,8 +96,9 @@ static void borrow_of_synapses(borrowed *b, PyObject *numbers, int first, int64_
     } while (0)
 
 /* scan(variant, form, offset, interval or None, is_held, width, driven, start, states, wiring,
- * parameters), and with the gradients (ends; width, driven, start, parameters...) its backward pass. wiring is () but for the synaptic forms; the parameters are, by the form: none;
- * rate, weight, gain, reversal; rate, w, sigma, mu, erev. */
+ * parameters), and with the gradients (ends; width, driven, start, parameters...) its backward pass.
+ * wiring is () but for the synaptic forms; the parameters are, by the form: none; rate, weight, gain,
+ * reversal; rate, w, sigma, mu, erev. */
 static PyObject *scan(PyObject *self, PyObject *args)
 {
     (void)self;

@@ -186,7 +186,8 @@ static void neural_forward(const lnn_scan_plan *plan, const lnn_kernels *kernels
     const size_t bytes = (size_t)units * sizeof(real);
     memcpy(plan->state, scan->start + sample * units, bytes);
     for (int64_t t = scan->offset[sample]; t < scan->offset[sample + 1]; t++) {
-        const real *from = scan->driven + (scan->interval && scan->is_held ? scan->interval[t] : t) * 2 * units;
+        const int64_t row = scan->interval && scan->is_held ? scan->interval[t] : t;
+        const real *from = scan->driven + row * 2 * units;
         memcpy(plan->driven, from, bytes);
         memcpy(plan->driven + plan->neural.lanes, from + units, bytes);
         kernels->neural_ltc(&plan->neural, plan->driven, plan->driven, plan->state, plan->gate, 1,
