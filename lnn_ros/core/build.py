@@ -5,7 +5,10 @@ Nothing is imported here but the standard library: setup.py runs this file befor
 
 from __future__ import annotations
 
-SOURCES = ('engine.c', 'image.c', 'kernels.c', 'kernels_v3.c', 'kernels_v4.c', 'sequence.c')
+SOURCES = (
+    *('engine.c', 'image.c', 'kernels.c', 'kernels_v3.c', 'kernels_v4.c', 'sequence.c'),
+    'synapses.c',
+)
 """The core itself; it needs no Python."""
 
 MODULE = ('module.c', *SOURCES)

@@ -46,8 +46,8 @@ typedef struct {
 } lnn_neural_ltc;
 
 /* Synapses in any order, each from a source to a target, (count) numbers of each kind: conductance
- * w sigmoid(sigma (x - mu)) towards erev, x being the value of the source. At most sources *
- * targets; an engine knows these two from its policy, and does not read them here. */
+ * w sigmoid(sigma (x - mu)) towards erev, x being the value of the source. At most one for each
+ * source and target; an engine knows their counts from its policy, and does not read them here. */
 typedef struct {
     int64_t count, sources, targets;
     const int64_t *source, *target;
@@ -101,7 +101,8 @@ typedef struct lnn_engine lnn_engine;
 /* Bytes that an engine for `policy` takes; 0 when its sizes make no engine that can be had. */
 size_t lnn_engine_size(const lnn_policy *policy);
 
-/* Lay an engine out in `memory` (64-byte aligned, zeroed, lnn_engine_size bytes). */
+/* Lay an engine out in `memory` (64-byte aligned, zeroed, lnn_engine_size bytes); NULL when a synapse
+ * is there twice. */
 lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_kernels *kernels);
 
 /* (units), inside the engine's memory */

@@ -146,19 +146,20 @@ static int lay_out_encoder(lnn_engine *e, arena *from, const lnn_policy *policy)
     return 1;
 }
 
-static int lay_out_synapses(lnn_wired *wired, arena *from, int64_t count, int64_t sources,
+static int lay_out_synapses(lnn_bundle *bundle, arena *from, int64_t count, int64_t sources,
                             int64_t targets)
 {
     if (!in_range(count, 0, sources * targets))
         return 0;
-    wired->sources = sources;
-    wired->targets = targets;
-    wired->begin = take_indices(from, targets + 2);
-    wired->source = take_indices(from, lnn_chunked(count));
-    wired->steep = take(from, lnn_chunked(count));
-    wired->mu = take(from, lnn_chunked(count));
-    wired->w = take(from, lnn_chunked(count));
-    wired->current = take(from, lnn_chunked(count));
+    const int64_t groups = lnn_groups(targets), slots = lnn_most_slots(count, sources, groups);
+    bundle->sources = sources;
+    bundle->groups = groups;
+    bundle->begin = take_indices(from, groups + 1);
+    bundle->is_shared = take_indices(from, groups);
+    bundle->source = (lnn_place *)take(from, slots * LNN_GROUP);
+    bundle->numbers = take(from, slots * LNN_NUMBERS * LNN_GROUP);
+    bundle->degree = take_indices(from, groups * LNN_GROUP);
+    bundle->slot = take_indices(from, groups * sources);
     return 1;
 }
 
@@ -182,17 +183,15 @@ static int lay_out_cell(lnn_engine *e, arena *from, const lnn_policy *policy, in
     if (e->form == LNN_SYNAPTIC || e->form == LNN_SYNAPTIC_FUSED) {
         const lnn_synaptic_ltc *cell = &policy->synaptic;
         lnn_synaptic_plan *plan = &e->synaptic;
-        const int64_t sensory = cell->sensory.count, synapses = cell->synapses.count;
         plan->lanes = lanes;
         plan->seen = seen;
         plan->is_fused = e->form == LNN_SYNAPTIC_FUSED;
-        if (!lay_out_synapses(&plan->sensory, from, sensory, seen, e->units) ||
-            !lay_out_synapses(&plan->synapses, from, synapses, e->units, e->units))
+        if (!lay_out_synapses(&plan->sensory, from, cell->sensory.count, seen, e->units) ||
+            !lay_out_synapses(&plan->synapses, from, cell->synapses.count, e->units, e->units))
             return 0;
         plan->gl = take(from, lanes);
         plan->leak = take(from, lanes);
         plan->cm = take(from, lanes);
-        plan->opened = take(from, 2 * lnn_chunked(sensory > synapses ? sensory : synapses));
         e->input_w = take(from, seen);
         e->input_b = take(from, seen);
         e->output_w = take(from, e->motors);
@@ -230,7 +229,9 @@ static int lay_out(lnn_engine *e, arena *from, const lnn_policy *policy)
     e->units = policy->units;
     e->motors = policy->motors;
     e->unfolds = policy->unfolds;
-    e->lanes = lnn_padded(e->units);
+    e->lanes = e->form == LNN_SYNAPTIC || e->form == LNN_SYNAPTIC_FUSED
+                   ? lnn_groups(e->units) * LNN_GROUP
+                   : lnn_padded(e->units);
     e->imu = policy->imu;
     e->max_step = policy->max_step;
     e->age_scale = policy->age_scale;
@@ -323,7 +324,7 @@ static void pack_linear(lnn_map *map, const real *weight, const real *bias, int6
     memcpy(map->bias, bias, (size_t)outputs * sizeof(real));
 }
 
-static void pack_cell(lnn_engine *e, const lnn_policy *policy)
+static int pack_cell(lnn_engine *e, const lnn_policy *policy)
 {
     const size_t units = (size_t)e->units * sizeof(real);
     if (e->form == LNN_NEURAL) {
@@ -345,8 +346,9 @@ static void pack_cell(lnn_engine *e, const lnn_policy *policy)
     } else {
         const lnn_synaptic_ltc *cell = &policy->synaptic;
         const size_t seen = (size_t)e->synaptic.seen * sizeof(real);
-        lnn_wire(&e->synaptic.sensory, &cell->sensory);
-        lnn_wire(&e->synaptic.synapses, &cell->synapses);
+        if (!lnn_bundle_up(&e->synaptic.sensory, &cell->sensory) ||
+            !lnn_bundle_up(&e->synaptic.synapses, &cell->synapses))
+            return 0;
         for (int64_t i = e->units; i < e->lanes; i++) /* no 0 / 0 in lanes that are not used */
             e->synaptic.gl[i] = e->synaptic.cm[i] = 1;
         memcpy(e->synaptic.gl, cell->gl, units);
@@ -358,6 +360,7 @@ static void pack_cell(lnn_engine *e, const lnn_policy *policy)
         memcpy(e->output_w, cell->output_w, (size_t)e->motors * sizeof(real));
         memcpy(e->output_b, cell->output_b, (size_t)e->motors * sizeof(real));
     }
+    return 1;
 }
 
 lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_kernels *kernels)
@@ -375,7 +378,8 @@ lnn_engine *lnn_engine_place(void *memory, const lnn_policy *policy, const lnn_k
         const lnn_linear *layer = &policy->mapping[i];
         pack_linear(&e->mapping[i], layer->weight, layer->bias, layer->outputs);
     }
-    pack_cell(e, policy);
+    if (!pack_cell(e, policy))
+        return NULL;
     for (int64_t i = 0; i < e->readouts; i++) {
         const lnn_linear *layer = &policy->readout[i];
         pack_linear(&e->readout[i], layer->weight, layer->bias, layer->outputs);

@@ -11,7 +11,7 @@ enum {
     LNN_LANES = 8,             /* every vector of outputs is padded to a multiple of it */
     LNN_BLOCK = 4 * LNN_LANES, /* outputs that one pass over the inputs computes */
     LNN_PANEL = 16,            /* channels that one pass of a convolution computes */
-    LNN_CHUNK = 2 * LNN_LANES, /* synapses that one pass opens */
+    LNN_GROUP = 16,            /* targets whose synapses one pass opens */
 };
 
 static inline int64_t lnn_padded(int64_t count)
@@ -19,9 +19,9 @@ static inline int64_t lnn_padded(int64_t count)
     return (count + LNN_LANES - 1) / LNN_LANES * LNN_LANES;
 }
 
-static inline int64_t lnn_chunked(int64_t count)
+static inline int64_t lnn_groups(int64_t targets)
 {
-    return (count + LNN_CHUNK - 1) / LNN_CHUNK * LNN_CHUNK;
+    return (targets + LNN_GROUP - 1) / LNN_GROUP;
 }
 
 /* Where the weight of (output, input) lies: blocks of LNN_BLOCK outputs, then blocks of LNN_LANES;
@@ -65,8 +65,36 @@ typedef struct {
     real *sums;
 } lnn_wired;
 
-/* Sort by target: fills everything but `sums`, which, like `sigma`, only training has. */
+/* Fills everything but `sums`. */
 void lnn_wire(lnn_wired *wired, const lnn_synapses *synapses);
+
+/* as wide as a real: processors permute registers by such */
+#ifdef LNN_DOUBLE
+typedef int64_t lnn_place;
+#else
+typedef int32_t lnn_place;
+#endif
+
+/* Synapses in groups of LNN_GROUP targets. A slot has one into each target of its group, or, where
+ * there is none, one that conducts nothing; begin[g] ... begin[g + 1] are those of group g. Where
+ * most targets have the same sources, the synapses of a slot share one, and need not look up each
+ * its own. */
+typedef struct {
+    int64_t sources, groups;
+    int64_t *begin, *is_shared;     /* (groups + 1), (groups) */
+    lnn_place *source;              /* (slots, LNN_GROUP) */
+    real *numbers;                  /* (slots, LNN_NUMBERS, LNN_GROUP): as in lnn_wired */
+    real reach;                     /* as in lnn_wired */
+    int64_t *degree, *slot; /* scratch: (targets, whole groups), (groups, sources) */
+} lnn_bundle;
+
+enum { LNN_MU, LNN_STEEP, LNN_W, LNN_CURRENT, LNN_NUMBERS };
+
+/* Slots that so many synapses take at most, when no two have the same source and target. */
+int64_t lnn_most_slots(int64_t count, int64_t sources, int64_t groups);
+
+/* Fills what a bundle has place for; 0 when two synapses have the same source and target. */
+int lnn_bundle_up(lnn_bundle *bundle, const lnn_synapses *synapses);
 
 /* of_w = CONDUCTED + erev DRIVEN, of_erev = w DRIVEN, of_sigma = TILTED, of_mu = -sigma MOVED */
 enum { LNN_CONDUCTED, LNN_DRIVEN, LNN_MOVED, LNN_TILTED, LNN_SUMS };
@@ -74,11 +102,10 @@ enum { LNN_CONDUCTED, LNN_DRIVEN, LNN_MOVED, LNN_TILTED, LNN_SUMS };
 enum { LNN_WIDE = 4 * LNN_LANES }; /* samples that the synaptic form takes side by side */
 
 typedef struct {
-    int64_t lanes, seen; /* seen: inputs of the cell, which drive it as they are */
+    int64_t lanes, seen; /* lanes: whole groups; seen: inputs, which drive it as they are */
     int is_fused;
-    lnn_wired sensory, synapses; /* arrays padded with synapses that conduct nothing */
+    lnn_bundle sensory, synapses;
     real *gl, *leak, *cm;
-    real *opened; /* 2 numbers for each of the synapses of one kind, in chunks */
 } lnn_synaptic_plan;
 
 typedef struct {

@@ -21,64 +21,91 @@ static inline int all_within(const real *x, int64_t count, real reach)
     return !outside;
 }
 
-static inline real sum_between(const real *x, int64_t begin, int64_t end)
+typedef lnn_bits vector_bits __attribute__((vector_size(LNN_REGISTER)));
+LNN_DEFINE_EXP2(exp2_vector, vector, vector_bits)
+
+static inline vector either(mask which, vector yes, vector no)
 {
-    real sum = 0;
-    if (end - begin >= LNN_LANES) {
-        lanes sums = {0};
-        for (; begin + LNN_LANES <= end; begin += LNN_LANES)
-            sums += CONST_AT(lanes, x + begin);
-        real part[LNN_LANES];
-        memcpy(part, &sums, sizeof part);
-        for (int width = LNN_LANES / 2; width; width /= 2) /* in pairs: in turn, each would wait */
-            for (int k = 0; k < width; k++)
-                part[k] += part[k + width];
-        sum = part[0];
-    }
-    for (; begin < end; begin++)
-        sum += x[begin];
-    return sum;
+    return (vector)(((mask)yes & which) | ((mask)no & ~which));
 }
 
-/* opened and pulled: the conductance and current of each synapse; is_tame: as all_within says. */
+/* Whether this variant finds its sources in two registers by one instruction. */
+#if LNN_REGISTER >= 32 && defined(__GNUC__) && !defined(__clang__)
+#define LNN_PERMUTES 1
+#define PERMUTED(few, places) __builtin_shuffle((few)[0], (few)[1], places)
+#else
+#define LNN_PERMUTES 0
+#define PERMUTED(few, places) ((void)(places), (few)[0])
+#endif
+
+/* How the synapses of a slot find their sources: they share it, take each its own from two
+ * registers, or from memory. */
+enum { SHARED, FROM_REGISTERS, FROM_MEMORY };
+
+/* Add the conductances and currents of a group's synapses whose sources are at x; is_tame: as
+ * all_within says. The sums stay in registers. */
 static inline __attribute__((always_inline)) void
-open_each(const lnn_wired *wired, const real *x, real *restrict opened, real *restrict pulled,
-          const int is_tame)
+conduct_group(const lnn_bundle *bundle, int64_t group, const real *x, real *restrict g,
+              real *restrict current, const int is_tame, const int found)
 {
-    const int64_t count = wired->begin[wired->targets];
-    const real most = LNN_EXP2_MOST;
-    for (int64_t k = 0; k < count; k += LNN_CHUNK) {
-        real y[LNN_CHUNK];
-        for (int l = 0; l < LNN_CHUNK; l++)
-            y[l] = x[wired->source[k + l]];
-        for (int l = 0; l < LNN_CHUNK; l++)
-            y[l] = (y[l] - wired->mu[k + l]) * wired->steep[k + l];
-        if (!is_tame)
-            for (int l = 0; l < LNN_CHUNK; l++) {
-                const real above = y[l] < -most ? -most : y[l]; /* a NaN stays one */
-                y[l] = above > most ? most : above;
+    enum { PARTS = LNN_GROUP / VECTOR };
+    vector conductance[PARTS], pulled[PARTS];
+    for (int p = 0; p < PARTS; p++) {
+        conductance[p] = CONST_AT(vector, g + p * VECTOR);
+        pulled[p] = CONST_AT(vector, current + p * VECTOR);
+    }
+    vector few[2] = {{0}};
+    for (int p = 0; found == FROM_REGISTERS && p < 2; p++)
+        few[p] = CONST_AT(vector, x + p * VECTOR);
+    for (int64_t k = bundle->begin[group]; k < bundle->begin[group + 1]; k++) {
+        const real *numbers = bundle->numbers + k * LNN_NUMBERS * LNN_GROUP;
+        const lnn_place *source = bundle->source + k * LNN_GROUP;
+        for (int p = 0; p < PARTS; p++, numbers += VECTOR, source += VECTOR) {
+            vector y;
+            if (found == FROM_REGISTERS) {
+                y = PERMUTED(few, CONST_AT(mask, source));
+            } else {
+                real each[VECTOR];
+                for (int l = 0; l < VECTOR; l++)
+                    each[l] = x[source[found == FROM_MEMORY ? l : 0]];
+                y = CONST_AT(vector, each);
             }
-        for (int l = 0; l < LNN_CHUNK; l++) {
-            const real s = 1 / (1 + lnn_exp2_within(y[l]));
-            opened[k + l] = wired->w[k + l] * s;
-            pulled[k + l] = wired->current[k + l] * s;
+            y = (y - CONST_AT(vector, numbers + LNN_MU * LNN_GROUP)) *
+                CONST_AT(vector, numbers + LNN_STEEP * LNN_GROUP);
+            if (!is_tame) { /* a NaN stays one */
+                const vector most = (vector){0} + LNN_EXP2_MOST;
+                y = either(y < -most, -most, y);
+                y = either(y > most, most, y);
+            }
+            const vector s = (real)1.0 / ((real)1.0 + exp2_vector(y));
+            conductance[p] += s * CONST_AT(vector, numbers + LNN_W * LNN_GROUP);
+            pulled[p] += s * CONST_AT(vector, numbers + LNN_CURRENT * LNN_GROUP);
         }
+    }
+    for (int p = 0; p < PARTS; p++) {
+        AT(vector, g + p * VECTOR) = conductance[p];
+        AT(vector, current + p * VECTOR) = pulled[p];
     }
 }
 
 /* Add the conductances and currents of the synapses whose sources are at x. */
-static void conduct_one(const lnn_wired *wired, const real *x, real *restrict g,
-                        real *restrict current, real *restrict opened)
+static void conduct_one(const lnn_bundle *bundle, const real *x, real *restrict g,
+                        real *restrict current)
 {
-    real *pulled = opened + lnn_chunked(wired->begin[wired->targets]);
-    if (all_within(x, wired->sources, wired->reach))
-        open_each(wired, x, opened, pulled, 1);
-    else
-        open_each(wired, x, opened, pulled, 0);
-    for (int64_t i = 0; i < wired->targets; i++) {
-        g[i] += sum_between(opened, wired->begin[i], wired->begin[i + 1]);
-        current[i] += sum_between(pulled, wired->begin[i], wired->begin[i + 1]);
-    }
+    const int is_tame = all_within(x, bundle->sources, bundle->reach);
+    real few[2 * VECTOR] = {0};
+    const int permutes = LNN_PERMUTES && bundle->sources <= 2 * VECTOR;
+    if (permutes)
+        memcpy(few, x, (size_t)bundle->sources * sizeof *x);
+    for (int64_t i = 0; i < bundle->groups; i++, g += LNN_GROUP, current += LNN_GROUP)
+        if (is_tame && bundle->is_shared[i])
+            conduct_group(bundle, i, x, g, current, 1, SHARED);
+        else if (is_tame && permutes)
+            conduct_group(bundle, i, few, g, current, 1, FROM_REGISTERS);
+        else if (is_tame)
+            conduct_group(bundle, i, x, g, current, 1, FROM_MEMORY);
+        else
+            conduct_group(bundle, i, x, g, current, 0, FROM_MEMORY);
 }
 
 static void synaptic_ltc(const lnn_synaptic_plan *plan, const real *from, const real *to,
@@ -94,10 +121,10 @@ static void synaptic_ltc(const lnn_synaptic_plan *plan, const real *from, const 
             const real *x = input_at(from, to, fraction, plan->seen, middle);
             memcpy(of_input, plan->gl, bytes);
             memcpy(of_input + count, plan->leak, bytes);
-            conduct_one(&plan->sensory, x, of_input, of_input + count, plan->opened);
+            conduct_one(&plan->sensory, x, of_input, of_input + count);
         }
         memcpy(g, of_input, 2 * bytes);
-        conduct_one(&plan->synapses, state, g, current, plan->opened);
+        conduct_one(&plan->synapses, state, g, current);
         if (plan->is_fused)
             for (int64_t i = 0; i < count; i++)
                 state[i] = (plan->cm[i] * state[i] + dt * current[i]) / (plan->cm[i] + dt * g[i]);

@@ -301,6 +301,8 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     else if (read_arrays(&d, arrays)) {
         memset(engine->memory.buf, 0, size);
         engine->engine = lnn_engine_place(engine->memory.buf, &d.policy, kernels);
+        if (!engine->engine)
+            PyErr_SetString(PyExc_ValueError, "two synapses have the same source and target");
     }
     release(&d);
     if (PyErr_Occurred()) {

@@ -50,42 +50,6 @@ static void place_wired(lnn_wired *wired, const lnn_synapses *synapses, stock *f
     wired->sums = reals(from, count * LNN_SUMS * LNN_LANES);
 }
 
-/* How far from 0 the sources of `count` synapses may be, see lnn_wired. */
-static real reach_of(const lnn_wired *wired, int64_t count)
-{
-    real steepest = 1, farthest = 0;
-    for (int64_t k = 0; k < count; k++) {
-        const real steep = wired->steep[k] < 0 ? -wired->steep[k] : wired->steep[k];
-        const real far = wired->mu[k] < 0 ? -wired->mu[k] : wired->mu[k];
-        steepest = steep <= steepest ? steepest : steep;
-        farthest = far <= farthest ? farthest : far;
-        if (!(steep - steep == 0 && far - far == 0))
-            farthest = (real)1e30; /* not finite: then no source is near enough */
-    }
-    return (real)LNN_EXP2_MOST / steepest - farthest;
-}
-
-void lnn_wire(lnn_wired *wired, const lnn_synapses *synapses)
-{
-    int64_t *next = wired->begin + 1; /* one further on, it counts up to the begin of the next */
-    memset(wired->begin, 0, sizeof *next * (size_t)(wired->targets + 2));
-    for (int64_t k = 0; k < synapses->count; k++)
-        wired->begin[synapses->target[k] + 2]++;
-    for (int64_t i = 0; i < wired->targets; i++)
-        wired->begin[i + 2] += wired->begin[i + 1];
-    for (int64_t k = 0; k < synapses->count; k++) {
-        const int64_t to = next[synapses->target[k]]++;
-        wired->source[to] = synapses->source[k];
-        wired->steep[to] = synapses->sigma[k] * (real)-1.44269504088896340736;
-        if (wired->sigma)
-            wired->sigma[to] = synapses->sigma[k];
-        wired->mu[to] = synapses->mu[k];
-        wired->w[to] = synapses->w[k];
-        wired->current[to] = synapses->w[k] * synapses->erev[k];
-    }
-    wired->reach = reach_of(wired, synapses->count);
-}
-
 /* Add up the sums, in the order in which lnn_wire sorted; uses up `begin`. */
 static void give_back(const lnn_wired *wired, const lnn_synapses *synapses,
                       const lnn_of_synapses *of)

@@ -1,5 +1,6 @@
 /* One call of the core, many times, for instructions.py to count: steps WHAT SIZE COUNT, where WHAT
- * is `step` (IMU sample, 5 ms, command; SIZE units), `encode` (64x48, four layers) or `image` (SIZE
+ * is `step` (IMU sample, 5 ms, command; SIZE units), `wired` or `dense` (the same of the synaptic form,
+ * 6 unfolds, with a third of all synapses or all), `encode` (64x48, four layers) or `image` (SIZE
  * pixels wide, 4:3, to 64x48). */
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,33 @@ static const real *weights(int64_t count)
     return out;
 }
 
-static lnn_engine *make(int64_t units, int has_image)
+/* positive, so that no conductance is negative */
+static const real *positive(int64_t count)
+{
+    real *out = (real *)weights(count);
+    for (int64_t i = 0; i < count; i++)
+        out[i] += (real)0.75;
+    return out;
+}
+
+/* every `apart`th synapse of all */
+static lnn_synapses synapses(int64_t sources, int64_t targets, int64_t apart)
+{
+    int64_t *source = malloc((size_t)(sources * targets) * sizeof *source), count = 0;
+    int64_t *target = malloc((size_t)(sources * targets) * sizeof *target);
+    for (int64_t k = 0; k < sources * targets; k += apart, count++) {
+        source[count] = k / targets;
+        target[count] = k % targets;
+    }
+    const lnn_synapses made = {
+        count,           sources,         targets,        source,        target,
+        positive(count), positive(count), weights(count), weights(count),
+    };
+    return made;
+}
+
+/* apart: of the synapses; 0: neural */
+static lnn_engine *make(int64_t units, int has_image, int64_t apart)
 {
     static lnn_convolution layers[4];
     static const int64_t channels[5] = {3, 8, 16, 16, 16};
@@ -47,11 +74,22 @@ static lnn_engine *make(int64_t units, int has_image)
     policy.unfolds = 1;
     policy.max_step = 0.05;
     policy.age_scale = 1;
-    const lnn_neural_ltc cell = {
-        weights(units * inputs), weights(units * units), weights(units), weights(units),
-        weights(units * inputs), weights(units),         weights(units), weights(units),
-    };
-    policy.neural = cell;
+    if (apart) {
+        policy.form = LNN_SYNAPTIC_FUSED;
+        policy.unfolds = 6;
+        const lnn_synaptic_ltc cell = {
+            synapses(inputs, units, apart), synapses(units, units, apart),
+            positive(units), weights(units), positive(units), weights(inputs), weights(inputs),
+            weights(units), weights(units),
+        };
+        policy.synaptic = cell;
+    } else {
+        const lnn_neural_ltc cell = {
+            weights(units * inputs), weights(units * units), weights(units), weights(units),
+            weights(units * inputs), weights(units),         weights(units), weights(units),
+        };
+        policy.neural = cell;
+    }
     const lnn_linear readout = {2, weights(2 * (units + inputs)), weights(2)};
     policy.readout = &readout;
     policy.readouts = 1;
@@ -93,7 +131,8 @@ int main(int argc, char **argv)
         return 0;
     }
     const int has_image = !strcmp(argv[1], "encode");
-    lnn_engine *engine = make(atoi(argv[2]), has_image);
+    const int64_t apart = !strcmp(argv[1], "dense") ? 1 : !strcmp(argv[1], "wired") ? 3 : 0;
+    lnn_engine *engine = make(atoi(argv[2]), has_image, apart);
     const real *sample = weights(6), *pixels = weights(3 * 48 * 64);
     for (int k = 0; k < count; k++)
         if (has_image) {

@@ -102,9 +102,10 @@ def step(size: str, sub_steps: int, compile_them: bool) -> dict[str, Call]:
 
     `ours` is the very network of ncps (wiring, weights, unfolds); `ours, neural` is the other form
     with as many units, which needs one exact step where ncps takes its 6. Of ncps the bare cell is
-    called: its module costs more.
+    called, without autograd; its module, which is what its documentation calls, costs more.
     """
-    cell = ncps(size, 6, sub_steps).rnn_cell.eval()
+    whole = ncps(size, 6, sub_steps).eval()
+    cell = whole.rnn_cell
     same = PolicyNetwork(
         contract(SIZES[size], unfolds=sub_steps), wiring=wiring_from_ncps(cell._wiring)
     )
@@ -129,7 +130,16 @@ def step(size: str, sub_steps: int, compile_them: bool) -> dict[str, Call]:
 
         return call
 
-    calls = {'ncps': in_torch(cell)}
+    sequence, intervals = u[:, None], torch.full((1, 1), DT)
+
+    def documented() -> object:
+        return whole(sequence, h, timespans=intervals)
+
+    calls = {
+        'ncps': in_torch(cell),
+        'ncps, module': torch.inference_mode()(documented),
+        'ncps, module, autograd': documented,
+    }
     calls |= {who: call_of(engine, DT) for who, engine in engines(same.to_policy()).items()}
     fastest = engines(neural.to_policy())['ours']
     calls['ours, neural, 1 step'] = call_of(fastest, DT)

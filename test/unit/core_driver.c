@@ -30,16 +30,25 @@ static const real *weights(int64_t count)
     return kept[keeping++] = numbers(count);
 }
 
+static int doubled; /* whether some synapse was drawn twice, which an engine must refuse */
+
 static lnn_synapses synapses_between(int64_t sources, int64_t targets)
 {
-    const int64_t count = draw((uint32_t)(sources * targets + 1));
-    int64_t *source = malloc((size_t)(count + 1) * sizeof *source);
-    int64_t *target = malloc((size_t)(count + 1) * sizeof *target);
+    const uint32_t share = draw(5);
+    const size_t most = (size_t)(sources * targets);
+    int64_t *source = malloc(most * sizeof *source), *target = malloc(most * sizeof *target);
     kept[keeping++] = source;
     kept[keeping++] = target;
-    for (int64_t k = 0; k < count; k++) {
-        source[k] = draw((uint32_t)sources);
-        target[k] = draw((uint32_t)targets);
+    int64_t count = 0;
+    for (int64_t pair = 0; pair < sources * targets; pair++)
+        if (draw(4) < share) {
+            source[count] = pair % sources;
+            target[count++] = pair / sources;
+        }
+    if (count > 1 && draw(9) == 0) {
+        source[0] = source[count - 1];
+        target[0] = target[count - 1];
+        doubled = 1;
     }
     const lnn_synapses synapses = {
         count,          sources,        targets,        source,        target,
@@ -52,6 +61,7 @@ static int run_engine(const lnn_kernels *kernels)
 {
     lnn_policy policy;
     memset(&policy, 0, sizeof policy);
+    doubled = 0;
     policy.units = 1 + draw(70);
     policy.max_step = 0.05;
     policy.age_scale = 0.5;
@@ -138,6 +148,7 @@ static int run_engine(const lnn_kernels *kernels)
     policy.half = weights(before);
 
     int ran = 0;
+    const int is_wired = policy.form == LNN_SYNAPTIC || policy.form == LNN_SYNAPTIC_FUSED;
     const size_t size = lnn_engine_size(&policy);
     if (size) {
         void *memory = NULL;
@@ -145,9 +156,11 @@ static int run_engine(const lnn_kernels *kernels)
             return 0;
         memset(memory, 0, size);
         lnn_engine *engine = lnn_engine_place(memory, &policy, kernels);
+        if (!engine != (is_wired && doubled))
+            abort();
         real *pixels = numbers(policy.channels * policy.height * policy.width);
         real *imu = numbers(policy.imu);
-        for (int step = 0; step < 3; step++) {
+        for (int step = 0; engine && step < 3; step++) {
             if (policy.channels)
                 lnn_hold_image(engine, pixels), lnn_hold_age(engine, 0.1 * step);
             lnn_hold_imu(engine, imu);
@@ -159,13 +172,15 @@ static int run_engine(const lnn_kernels *kernels)
                 lnn_reset(engine);
             lnn_command(engine);
         }
-        for (int64_t i = 0; i < before; i++)
+        for (int64_t i = 0; engine && i < before; i++)
             ran |= lnn_engine_outputs(engine)[i] == lnn_engine_outputs(engine)[i];
-        for (int64_t i = 0; i < units; i++)
+        for (int64_t i = 0; engine && i < units; i++)
             ran |= lnn_engine_state(engine)[i] == lnn_engine_state(engine)[i];
-        lnn_advance(engine, -1.0);
-        lnn_advance(engine, 0.0 / 0.0 * (double)imu[0]);
-        lnn_advance(engine, 1e300);
+        if (engine) {
+            lnn_advance(engine, -1.0);
+            lnn_advance(engine, 0.0 / 0.0 * (double)imu[0]);
+            lnn_advance(engine, 1e300);
+        }
         free(pixels);
         free(imu);
         free(memory);
