@@ -61,8 +61,7 @@ typedef struct {
     int64_t *begin, *source; /* begin: (targets + 2), of which one is scratch */
     real *steep, *sigma, *mu, *w, *current; /* steep = -sigma / ln 2, current = w erev */
     real reach; /* sources within -reach ... reach keep exponents where lnn_exp2_within is good */
-    /* sums over lanes that each gradient is added up in: LNN_SUMS vectors per synapse */
-    real *sums;
+    real *sums; /* that the gradients are added up in: LNN_SUMS in turn, LNN_LANES per synapse */
 } lnn_wired;
 
 /* Fills everything but `sums`. */

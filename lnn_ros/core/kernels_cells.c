@@ -29,6 +29,19 @@ static inline vector either(mask which, vector yes, vector no)
     return (vector)(((mask)yes & which) | ((mask)no & ~which));
 }
 
+/* How far synapses are open whose sources are at x; is_tame: as all_within says. */
+static inline __attribute__((always_inline)) vector open_at(vector x, vector mu, vector steep,
+                                                            const int is_tame)
+{
+    vector y = (x - mu) * steep;
+    if (!is_tame) { /* a NaN stays one */
+        const vector most = (vector){0} + LNN_EXP2_MOST;
+        y = either(y < -most, -most, y);
+        y = either(y > most, most, y);
+    }
+    return (real)1.0 / ((real)1.0 + exp2_vector(y));
+}
+
 /* Whether this variant finds its sources in two registers by one instruction. */
 #if LNN_REGISTER >= 32 && defined(__GNUC__) && !defined(__clang__)
 #define LNN_PERMUTES 1
@@ -42,8 +55,8 @@ static inline vector either(mask which, vector yes, vector no)
  * registers, or from memory. */
 enum { SHARED, FROM_REGISTERS, FROM_MEMORY };
 
-/* Add the conductances and currents of a group's synapses whose sources are at x; is_tame: as
- * all_within says. The sums stay in registers. */
+/* Add the conductances and currents of a group's synapses whose sources are at x. The sums stay in
+ * registers. */
 static inline __attribute__((always_inline)) void
 conduct_group(const lnn_bundle *bundle, int64_t group, const real *x, real *restrict g,
               real *restrict current, const int is_tame, const int found)
@@ -61,23 +74,17 @@ conduct_group(const lnn_bundle *bundle, int64_t group, const real *x, real *rest
         const real *numbers = bundle->numbers + k * LNN_NUMBERS * LNN_GROUP;
         const lnn_place *source = bundle->source + k * LNN_GROUP;
         for (int p = 0; p < PARTS; p++, numbers += VECTOR, source += VECTOR) {
-            vector y;
+            vector at;
             if (found == FROM_REGISTERS) {
-                y = PERMUTED(few, CONST_AT(mask, source));
+                at = PERMUTED(few, CONST_AT(mask, source));
             } else {
                 real each[VECTOR];
                 for (int l = 0; l < VECTOR; l++)
                     each[l] = x[source[found == FROM_MEMORY ? l : 0]];
-                y = CONST_AT(vector, each);
+                at = CONST_AT(vector, each);
             }
-            y = (y - CONST_AT(vector, numbers + LNN_MU * LNN_GROUP)) *
-                CONST_AT(vector, numbers + LNN_STEEP * LNN_GROUP);
-            if (!is_tame) { /* a NaN stays one */
-                const vector most = (vector){0} + LNN_EXP2_MOST;
-                y = either(y < -most, -most, y);
-                y = either(y > most, most, y);
-            }
-            const vector s = (real)1.0 / ((real)1.0 + exp2_vector(y));
+            const vector s = open_at(at, CONST_AT(vector, numbers + LNN_MU * LNN_GROUP),
+                                     CONST_AT(vector, numbers + LNN_STEEP * LNN_GROUP), is_tame);
             conductance[p] += s * CONST_AT(vector, numbers + LNN_W * LNN_GROUP);
             pulled[p] += s * CONST_AT(vector, numbers + LNN_CURRENT * LNN_GROUP);
         }

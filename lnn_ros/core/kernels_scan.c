@@ -13,7 +13,12 @@
 #endif
 
 /* The synaptic form's vectors: a register, or `lanes` where that is several. */
-enum { STRIP = (int)VECTOR > LNN_LANES ? (int)VECTOR : LNN_LANES };
+#if LNN_REGISTER == 64 && !defined(LNN_DOUBLE)
+#define LNN_STRIP 16
+#else
+#define LNN_STRIP 8
+#endif
+enum { STRIP = LNN_STRIP };
 typedef real strip __attribute__((vector_size(STRIP * sizeof(real)), aligned(sizeof(real)),
                                   may_alias));
 
@@ -190,45 +195,58 @@ INLINE void load_column(real *tile, const real *row, int64_t count, int lane, co
 INLINE void conduct(const lnn_wired *wired, int64_t i, const real *x, real *g, real *current,
                     real *restrict opened, const int wide, const int is_tame)
 {
-    strip conductances[LNN_WIDE / STRIP], currents[LNN_WIDE / STRIP];
-    for (int v = 0; v < wide / STRIP; v++) {
-        conductances[v] = CONST_AT(strip, g + v * STRIP);
-        currents[v] = CONST_AT(strip, current + v * STRIP);
+    vector conductances[LNN_WIDE / VECTOR], currents[LNN_WIDE / VECTOR];
+    for (int v = 0; v < wide / VECTOR; v++) {
+        conductances[v] = CONST_AT(vector, g + v * VECTOR);
+        currents[v] = CONST_AT(vector, current + v * VECTOR);
     }
     for (int64_t k = wired->begin[i]; k < wired->begin[i + 1]; k++, opened += wide) {
         const real *from = x + wired->source[k] * wide;
-        const real steep = wired->steep[k], mu = wired->mu[k];
-        const real most = LNN_EXP2_MOST;
-        for (int l = 0; l < wide; l++)
-            opened[l] = (from[l] - mu) * steep;
-        if (!is_tame)
-            for (int l = 0; l < wide; l++) {
-                const real y = opened[l] < -most ? -most : opened[l]; /* a NaN stays one */
-                opened[l] = y > most ? most : y;
-            }
-        for (int l = 0; l < wide; l++)
-            opened[l] = 1 / (1 + lnn_exp2_within(opened[l]));
-        for (int v = 0; v < wide / STRIP; v++) {
-            const strip s = CONST_AT(strip, opened + v * STRIP);
+        const vector steep = (vector){0} + wired->steep[k], mu = (vector){0} + wired->mu[k];
+        for (int v = 0; v < wide / VECTOR; v++) {
+            const vector s = open_at(CONST_AT(vector, from + v * VECTOR), mu, steep, is_tame);
+            AT(vector, opened + v * VECTOR) = s;
             conductances[v] += s * wired->w[k];
             currents[v] += s * wired->current[k];
         }
     }
-    for (int v = 0; v < wide / STRIP; v++) {
-        AT(strip, g + v * STRIP) = conductances[v];
-        AT(strip, current + v * STRIP) = currents[v];
+    for (int v = 0; v < wide / VECTOR; v++) {
+        AT(vector, g + v * VECTOR) = conductances[v];
+        AT(vector, current + v * VECTOR) = currents[v];
     }
 }
 
-/* Add to LNN_LANES sums; STRIP of them per synapse would no longer fit the processor's cache. */
-INLINE void add_folded(real *sum, const strip *x)
+/* In each four lanes of a and b: the first of both and the second of both, or the third and the
+ * fourth; the first two of both, or the last two. */
+#define EACH_FOUR(of) of(0), of(4)
+#define EACH_FOUR_OF_16(of) of(0), of(4), of(8), of(12)
+#if LNN_STRIP == 16
+#define MIX(a, b, of) SHUFFLE_STRIPS(a, b, EACH_FOUR_OF_16(of))
+#else
+#define MIX(a, b, of) SHUFFLE_STRIPS(a, b, EACH_FOUR(of))
+#endif
+#if defined(__clang__)
+#define SHUFFLE_STRIPS(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef lnn_bits strip_index __attribute__((vector_size(STRIP * sizeof(real))));
+#define SHUFFLE_STRIPS(a, b, ...) __builtin_shuffle(a, b, (strip_index){__VA_ARGS__})
+#endif
+#define FIRST_TWO_IN_TURN(k) k, STRIP + k, k + 1, STRIP + k + 1
+#define LAST_TWO_IN_TURN(k) k + 2, STRIP + k + 2, k + 3, STRIP + k + 3
+#define FIRST_TWO(k) k, k + 1, STRIP + k, STRIP + k + 1
+#define LAST_TWO(k) k + 2, k + 3, STRIP + k + 2, STRIP + k + 3
+
+/* Add four vectors to LNN_LANES sums, in which they come in turn: as many sums as each has lanes
+ * would no longer fit the processor's cache. */
+INLINE void add_folded(real *sums, const strip *x)
 {
+    const strip early = MIX(x[0], x[1], FIRST_TWO_IN_TURN) + MIX(x[0], x[1], LAST_TWO_IN_TURN);
+    const strip late = MIX(x[2], x[3], FIRST_TWO_IN_TURN) + MIX(x[2], x[3], LAST_TWO_IN_TURN);
+    const strip all = MIX(early, late, FIRST_TWO) + MIX(early, late, LAST_TWO);
     lanes parts[STRIP / LNN_LANES];
-    memcpy(parts, x, sizeof *x);
-    lanes total = CONST_AT(lanes, sum);
+    memcpy(parts, &all, sizeof all);
     for (int k = 0; k < STRIP / LNN_LANES; k++)
-        total += parts[k];
-    AT(lanes, sum) = total;
+        AT(lanes, sums) += parts[k];
 }
 
 /* Back through `conduct`: of_x gets the sources' share, wired->sums that of the parameters. */
@@ -242,23 +260,19 @@ INLINE void conduct_back(const lnn_wired *wired, int64_t i, const real *x, const
     }
     for (int64_t k = wired->begin[i]; k < wired->begin[i + 1]; k++, opened += wide) {
         const int64_t from = wired->source[k] * wide;
-        real *sums = wired->sums + k * LNN_SUMS * LNN_LANES;
-        strip conducted = {0}, driven = {0}, moved = {0}, tilted = {0};
+        strip sum[LNN_SUMS] = {{0}};
         const real w = wired->w[k], current = wired->current[k];
         const real sigma = wired->sigma[k], mu = wired->mu[k];
         for (int v = 0; v < wide / STRIP; v++) {
             const strip s = CONST_AT(strip, opened + v * STRIP);
             const strip z = (of_g_at[v] * w + of_current_at[v] * current) * (s - s * s);
-            conducted += s * of_g_at[v];
-            driven += s * of_current_at[v];
-            moved += z;
-            tilted += z * (CONST_AT(strip, x + from + v * STRIP) - mu);
+            sum[LNN_CONDUCTED] += s * of_g_at[v];
+            sum[LNN_DRIVEN] += s * of_current_at[v];
+            sum[LNN_MOVED] += z;
+            sum[LNN_TILTED] += z * (CONST_AT(strip, x + from + v * STRIP) - mu);
             AT(strip, of_x + from + v * STRIP) += z * sigma;
         }
-        add_folded(sums + LNN_CONDUCTED * LNN_LANES, &conducted);
-        add_folded(sums + LNN_DRIVEN * LNN_LANES, &driven);
-        add_folded(sums + LNN_MOVED * LNN_LANES, &moved);
-        add_folded(sums + LNN_TILTED * LNN_LANES, &tilted);
+        add_folded(wired->sums + k * LNN_LANES, sum);
     }
 }
 

@@ -47,7 +47,7 @@ static void place_wired(lnn_wired *wired, const lnn_synapses *synapses, stock *f
     wired->mu = reals(from, count);
     wired->w = reals(from, count);
     wired->current = reals(from, count);
-    wired->sums = reals(from, count * LNN_SUMS * LNN_LANES);
+    wired->sums = reals(from, count * LNN_LANES);
 }
 
 /* Add up the sums, in the order in which lnn_wire sorted; uses up `begin`. */
@@ -56,11 +56,10 @@ static void give_back(const lnn_wired *wired, const lnn_synapses *synapses,
 {
     int64_t *next = wired->begin;
     for (int64_t k = 0; k < synapses->count; k++) {
-        const real *sums = wired->sums + next[synapses->target[k]]++ * LNN_SUMS * LNN_LANES;
+        const real *sums = wired->sums + next[synapses->target[k]]++ * LNN_LANES;
         real sum[LNN_SUMS] = {0};
-        for (int s = 0; s < LNN_SUMS; s++)
-            for (int l = 0; l < LNN_LANES; l++)
-                sum[s] += sums[s * LNN_LANES + l];
+        for (int l = 0; l < LNN_LANES; l++)
+            sum[l % LNN_SUMS] += sums[l];
         of->w[k] = sum[LNN_CONDUCTED] + synapses->erev[k] * sum[LNN_DRIVEN];
         of->erev[k] = synapses->w[k] * sum[LNN_DRIVEN];
         of->sigma[k] = sum[LNN_TILTED];
@@ -205,7 +204,7 @@ void lnn_scan_back(const lnn_scan *scan, const lnn_of_scan *of, const lnn_kernel
         for (int64_t b = 0; b < scan->batch; b++)
             kernels->neural_back(&plan, b);
     } else {
-        clear(plan.wired.sums, scan->synapses.count * LNN_SUMS * LNN_LANES);
+        clear(plan.wired.sums, scan->synapses.count * LNN_LANES);
         clear(plan.of_rate, units * LNN_LANES);
         for (int64_t b = 0; b < scan->batch; b += LNN_WIDE)
             kernels->synaptic_back(&plan, b,
@@ -258,7 +257,7 @@ void lnn_open_back(const lnn_synapses *synapses, const lnn_of_synapses *of,
     opening plan;
     place_opening(&plan, synapses, memory);
     lnn_wire(&plan.wired, synapses);
-    clear(plan.wired.sums, synapses->count * LNN_SUMS * LNN_LANES);
+    clear(plan.wired.sums, synapses->count * LNN_LANES);
     clear(of_base, 2 * synapses->targets);
     for (int64_t r = 0; r < rows; r += LNN_WIDE)
         kernels->open_back(&plan.wired, rows - r < LNN_WIDE ? rows - r : LNN_WIDE,
