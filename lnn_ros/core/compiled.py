@@ -1,12 +1,13 @@
 """The Python face of the compiled core: the engine and the resampler, in C.
 
-C checks what it is handed and answers False; what was wrong is said here. Memory belongs to numpy
-arrays that are made once.
+C checks what it is handed; what is wrong with that is said here. Memory belongs to numpy arrays that
+are made once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,58 +55,53 @@ class CEngine:
 
     def __init__(self, policy: Policy, module: Any, variant: int = FASTEST) -> None:
         contract = policy.contract
-        self._real = np.dtype(f'f{module.real_bits // 8}')
-        sizes, arrays = _described(policy, self._real)
+        real = np.dtype(f'f{module.real_bits // 8}')
+        sizes, arrays = _described(policy, real)
         layout = (sizes, contract.max_step, _age_scale(contract))
         size = module.engine_size(*layout)
         if size == 0:
             raise PolicyError('the network is larger than 1 GiB, or its sizes do not fit together')
         memory = np.zeros(size + 64, dtype=np.uint8)
         memory = memory[-memory.ctypes.data % 64 :][:size]
-        engine = module.Engine(memory, variant, *layout, arrays)
+        engine = module.Engine(memory, variant, *layout, arrays, _refusal(contract, real))
 
         def numbers(start: int, count: int) -> Any:
-            return memory[start : start + count * self._real.itemsize].view(self._real)
+            return memory[start : start + count * real.itemsize].view(real)
 
         state, outputs = engine.offsets()
         self.state = numbers(state, contract.units)
-        self._outputs = numbers(outputs, len(contract.outputs))
-        self._max_step = contract.max_step
-        image = contract.image
-        self._image_shape = (image.channels, image.height, image.width) if image else None
-        self._imu_shape = (len(contract.imu.fields),) if contract.imu else None
-        self._hold_image, self._hold_imu = engine.hold_image, engine.hold_imu
-        self._hold_age, self._advance = engine.hold_age, engine.advance
-        self.reset, self.jump = engine.reset, engine.jump
-        self._command = engine.command
+        engine.outputs = numbers(outputs, len(contract.outputs))
+        # as they are: a method around each would cost as much as a small step
+        self.hold_image, self.hold_imu = engine.hold_image, engine.hold_imu
+        self.hold_image_age = engine.hold_image_age
+        self.advance, self.jump, self.reset = engine.advance, engine.jump, engine.reset
+        self.command = engine.command
 
-    def hold_image(self, pixels: F32) -> None:
-        if not self._hold_image(pixels):
-            check_input(pixels, self._image_shape, 'image', self._real)
-            if not pixels.flags.c_contiguous:
-                return self.hold_image(np.ascontiguousarray(pixels))
-            raise ValueError('the image has values that are not finite, it is ignored')
 
-    def hold_image_age(self, age: float) -> None:
-        if not self._hold_age(age):
-            if self._image_shape is None:
+def _refusal(contract: Contract, real: Any) -> Callable[[Any, str, Any], None]:
+    """Return what an engine calls for an argument that it does not take."""
+    image = contract.image
+    shapes = {
+        'hold_image': (image.channels, image.height, image.width) if image else None,
+        'hold_imu': (len(contract.imu.fields),) if contract.imu else None,
+    }
+
+    def refuse(engine: Any, method: str, given: Any) -> None:
+        if method == 'advance':
+            raise interval_error(given, contract.max_step)
+        if method == 'hold_image_age':
+            if image is None:
                 raise ValueError('this policy takes no image')
-            raise ValueError(f'the image is {age} s old, but an age must be finite')
+            raise ValueError(f'the image is {given} s old, but an age must be finite')
+        name = method.removeprefix('hold_')
+        check_input(given, shapes[method], name, real)
+        if not given.flags.c_contiguous:
+            return getattr(engine, method)(np.ascontiguousarray(given))
+        if name == 'image':
+            raise ValueError('the image has values that are not finite, it is ignored')
+        raise ValueError(f'imu is {given}, but every value must be finite')
 
-    def hold_imu(self, values: F32) -> None:
-        if not self._hold_imu(values):
-            check_input(values, self._imu_shape, 'imu', self._real)
-            if not values.flags.c_contiguous:
-                return self.hold_imu(np.ascontiguousarray(values))
-            raise ValueError(f'imu is {values}, but every value must be finite')
-
-    def advance(self, dt: float) -> None:
-        if not self._advance(dt):
-            raise interval_error(dt, self._max_step)
-
-    def command(self) -> F32:
-        self._command()
-        return self._outputs
+    return refuse
 
 
 def _age_scale(contract: Contract) -> float:

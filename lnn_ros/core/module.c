@@ -3,10 +3,12 @@
  * Written out instead of generated (cffi, ctypes) because these calls must keep the GIL: a call
  * that takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
  * computes. Everything that C will read or write is checked here against the sizes it was laid out
- * for; what does not fit is answered with False, and the Python face says what was wrong.
+ * for; of what does not fit the Python face says what is wrong: an engine asks it to, a resampler
+ * answers with False.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 
 #include "core.h"
 
@@ -265,6 +267,8 @@ typedef struct {
     Py_buffer memory; /* a numpy array's, so that views of it can outlive this */
     lnn_engine *engine;
     Py_ssize_t image[3], imu[1];
+    PyObject *refuse;  /* (engine, method, what it was given): says what is wrong with that */
+    PyObject *outputs; /* what command() returns, an array over the engine's outputs */
 } Engine;
 
 static PyObject *engine_size(PyObject *self, PyObject *args)
@@ -282,12 +286,12 @@ static PyObject *engine_size(PyObject *self, PyObject *args)
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     (void)keywords;
-    PyObject *memory, *sizes, *arrays;
+    PyObject *memory, *sizes, *arrays, *refuse;
     double max_step, age_scale;
     int variant;
     description d;
-    if (!PyArg_ParseTuple(args, "OiOddO!", &memory, &variant, &sizes, &max_step, &age_scale,
-                          &PyTuple_Type, &arrays) ||
+    if (!PyArg_ParseTuple(args, "OiOddO!O", &memory, &variant, &sizes, &max_step, &age_scale,
+                          &PyTuple_Type, &arrays, &refuse) ||
         !read_sizes(&d, sizes, max_step, age_scale))
         return NULL;
     const lnn_kernels *kernels = variant_at(variant);
@@ -309,6 +313,8 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *keywor
         Py_DECREF(engine);
         return NULL;
     }
+    Py_INCREF(refuse);
+    engine->refuse = refuse;
     engine->image[0] = (Py_ssize_t)d.policy.channels;
     engine->image[1] = (Py_ssize_t)d.policy.height;
     engine->image[2] = (Py_ssize_t)d.policy.width;
@@ -320,6 +326,8 @@ static void engine_free(Engine *self)
 {
     if (self->memory.obj)
         PyBuffer_Release(&self->memory);
+    Py_XDECREF(self->refuse);
+    Py_XDECREF(self->outputs);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -331,32 +339,41 @@ static PyObject *engine_offsets(Engine *self, PyObject *nothing)
                          (Py_ssize_t)((char *)lnn_engine_outputs(self->engine) - start));
 }
 
+static PyObject *answer(Engine *self, int is_done, const char *method, PyObject *given)
+{
+    if (is_done)
+        Py_RETURN_NONE;
+    return PyObject_CallFunction(self->refuse, "OsO", self, method, given);
+}
+
 static PyObject *engine_hold_image(Engine *self, PyObject *pixels)
 {
     Py_buffer view;
-    if (self->image[0] == 0 || !get_reals(pixels, &view, PyBUF_ND, 3, self->image))
-        Py_RETURN_FALSE;
-    const int held = lnn_hold_image(self->engine, view.buf);
-    PyBuffer_Release(&view);
-    return PyBool_FromLong(held);
+    int held = 0;
+    if (self->image[0] && get_reals(pixels, &view, PyBUF_ND, 3, self->image)) {
+        held = lnn_hold_image(self->engine, view.buf);
+        PyBuffer_Release(&view);
+    }
+    return answer(self, held, "hold_image", pixels);
 }
 
 static PyObject *engine_hold_imu(Engine *self, PyObject *values)
 {
     Py_buffer view;
-    if (self->imu[0] == 0 || !get_reals(values, &view, PyBUF_ND, 1, self->imu))
-        Py_RETURN_FALSE;
-    const int held = lnn_hold_imu(self->engine, view.buf);
-    PyBuffer_Release(&view);
-    return PyBool_FromLong(held);
+    int held = 0;
+    if (self->imu[0] && get_reals(values, &view, PyBUF_ND, 1, self->imu)) {
+        held = lnn_hold_imu(self->engine, view.buf);
+        PyBuffer_Release(&view);
+    }
+    return answer(self, held, "hold_imu", values);
 }
 
-static PyObject *engine_hold_age(Engine *self, PyObject *seconds)
+static PyObject *engine_hold_image_age(Engine *self, PyObject *seconds)
 {
     const double age = PyFloat_AsDouble(seconds);
     if (age == -1.0 && PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(lnn_hold_age(self->engine, age));
+    return answer(self, lnn_hold_age(self->engine, age), "hold_image_age", seconds);
 }
 
 static PyObject *engine_reset(Engine *self, PyObject *nothing)
@@ -378,25 +395,32 @@ static PyObject *engine_advance(Engine *self, PyObject *seconds)
     const double dt = PyFloat_AsDouble(seconds);
     if (dt == -1.0 && PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(lnn_advance(self->engine, dt));
+    return answer(self, lnn_advance(self->engine, dt), "advance", seconds);
 }
 
 static PyObject *engine_command(Engine *self, PyObject *nothing)
 {
     (void)nothing;
     lnn_command(self->engine);
-    Py_RETURN_NONE;
+    PyObject *outputs = self->outputs ? self->outputs : Py_None;
+    Py_INCREF(outputs);
+    return outputs;
 }
+
+static PyMemberDef engine_members[] = {
+    {"outputs", T_OBJECT, offsetof(Engine, outputs), 0, "What command() returns."},
+    {NULL, 0, 0, 0, NULL},
+};
 
 static PyMethodDef engine_methods[] = {
     {"offsets", (PyCFunction)engine_offsets, METH_NOARGS, "Bytes to state and outputs."},
-    {"hold_image", (PyCFunction)engine_hold_image, METH_O, "False when refused."},
-    {"hold_imu", (PyCFunction)engine_hold_imu, METH_O, "False when refused."},
-    {"hold_age", (PyCFunction)engine_hold_age, METH_O, "False when refused."},
+    {"hold_image", (PyCFunction)engine_hold_image, METH_O, "Encode and hold a frame."},
+    {"hold_image_age", (PyCFunction)engine_hold_image_age, METH_O, "Hold the frame's age."},
+    {"hold_imu", (PyCFunction)engine_hold_imu, METH_O, "Hold a sample."},
     {"reset", (PyCFunction)engine_reset, METH_NOARGS, "Zero the state."},
     {"jump", (PyCFunction)engine_jump, METH_NOARGS, "The next interval begins with what is held."},
-    {"advance", (PyCFunction)engine_advance, METH_O, "False when refused."},
-    {"command", (PyCFunction)engine_command, METH_NOARGS, "Fill the outputs."},
+    {"advance", (PyCFunction)engine_advance, METH_O, "Integrate over an interval."},
+    {"command", (PyCFunction)engine_command, METH_NOARGS, "Fill and return the outputs."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -407,6 +431,7 @@ static PyTypeObject engine_type = {
     .tp_new = engine_new,
     .tp_dealloc = (destructor)engine_free,
     .tp_methods = engine_methods,
+    .tp_members = engine_members,
 };
 
 #include "module_scan.c"

@@ -56,7 +56,7 @@ def test_state_and_command_outlive_the_engine(random_policy, module) -> None:
 def test_engine_refuses_what_does_not_describe_a_policy(random_policy, module) -> None:
     sizes, arrays = _described(random_policy(), np.float32)
     size = module.engine_size(sizes, 0.05, 0.25)
-    module.Engine(aligned(size), FASTEST, sizes, 0.05, 0.25, arrays)
+    module.Engine(aligned(size), FASTEST, sizes, 0.05, 0.25, arrays, None)
     wrong = arrays[0][:-1]
     for memory, variant, said, given in (
         (aligned(size - 1), FASTEST, sizes, arrays),  # too small
@@ -73,9 +73,9 @@ def test_engine_refuses_what_does_not_describe_a_policy(random_policy, module) -
         (aligned(size), FASTEST, sizes, arrays[:-1]),
     ):
         with pytest.raises((ValueError, IndexError)):
-            module.Engine(memory, variant, said, 0.05, 0.25, given)
+            module.Engine(memory, variant, said, 0.05, 0.25, given, None)
     with pytest.raises(TypeError):
-        module.Engine(aligned(size), FASTEST, sizes, 0.05, 0.25, list(arrays))
+        module.Engine(aligned(size), FASTEST, sizes, 0.05, 0.25, list(arrays), None)
     for max_step, age_scale in ((0.0, 1.0), (float('nan'), 1.0), (0.05, float('inf'))):
         assert module.engine_size(sizes, max_step, age_scale) == 0
 
@@ -84,12 +84,12 @@ def test_engine_refuses_synapses_of_neurons_that_it_does_not_have(random_policy,
     policy = random_policy(image=None, cell='ltc_synaptic', mapping=())
     sizes, arrays = _described(policy, np.float32)
     size = module.engine_size(sizes, 0.05, 1.0)
-    module.Engine(aligned(size), FASTEST, sizes, 0.05, 1.0, arrays)
+    module.Engine(aligned(size), FASTEST, sizes, 0.05, 1.0, arrays, None)
     for index, bad in ((0, 6), (0, -1), (1, 32), (6, 32), (7, 2**40), (7, -(2**40))):
         spoiled = [array.copy() for array in arrays]
         spoiled[index][-1] = bad
         with pytest.raises(ValueError, match='out of range'):
-            module.Engine(aligned(size), FASTEST, sizes, 0.05, 1.0, tuple(spoiled))
+            module.Engine(aligned(size), FASTEST, sizes, 0.05, 1.0, tuple(spoiled), None)
 
 
 def test_resampler_refuses_spans_past_the_source(module) -> None:
