@@ -1,7 +1,7 @@
 """The Python face of the compiled core: the engine and the resampler, in C.
 
-C checks what it is handed; what is wrong with that is said here. Memory belongs to numpy arrays that
-are made once.
+C checks what it is handed; what is wrong with that is said here. Memory belongs to numpy arrays
+that are made once.
 """
 
 from __future__ import annotations
