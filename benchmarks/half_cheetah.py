@@ -115,7 +115,7 @@ def fit(
     for seed in SEEDS:
         torch.manual_seed(seed)
         nets.append(make())
-    together = SideBySide(list(nets), error)
+    together = SideBySide(list(nets), error, is_paced=True)
 
     def plan(count: int) -> object:
         return nets[0].plan(torch.full((WINDOW, count), FRAME))

@@ -35,12 +35,15 @@ def neural(
     layers: int = 1,
     mlp_readout: bool = True,
     gain: float = 1.0,
+    current: bool = True,
 ) -> Net:
     solver = Solver('exact', max_step)
     sizes = [features or INPUTS] + [units] * (layers - 1)
     cells = [NeuralLTC(size, units, tau_range, solver) for size in sizes]
     for cell in cells:
         cell.log_gain.data.fill_(gain).log_()
+        if not current:
+            cell.drive.requires_grad_(False).zero_()
     linear = nn.Linear(units * layers + INPUTS, OUTPUTS)
     mapping = mlp(2 * features, features) if features else None
     return Liquid(list(cells), hold, mapping, None if mlp_readout else linear)
@@ -92,12 +95,19 @@ VARIANTS = {
     'neural, tau 0.02-2 s': Contender(partial(neural, tau_range=(0.02, 2.0)), 0.06, FINER),
     'neural, gate gain 0.2 at first': Contender(partial(neural, gain=0.2), 0.06, FINER),
     'neural, two layers': Contender(partial(neural, layers=2), 0.06, FINER),
-    'synaptic, the recipe': Contender(synaptic, 0.03),
-    'synaptic, no input mapping': Contender(partial(synaptic, features=0), 0.15),
-    'synaptic, learning rate 0.01': Contender(synaptic, 0.01),
-    'synaptic, ranges for signed inputs': Contender(partial(synaptic, signed=True), 0.03),
-    'synaptic, 26 units as the neural': Contender(partial(synaptic, fixed=26), 0.03),
-    'synaptic, 4 times the CPU time': Contender(synaptic, 0.03),
+    'neural, no input current': Contender(partial(neural, current=False), 0.06, FINER),
+    'synaptic, the recipe': Contender(synaptic, 0.05, is_paced=True),
+    'synaptic, all steps alike': Contender(synaptic, 0.05),
+    'synaptic, no input mapping': Contender(partial(synaptic, features=0), 0.05, is_paced=True),
+    'synaptic, learning rate 0.01': Contender(synaptic, 0.01, is_paced=True),
+    'synaptic, finer sub-steps': Contender(synaptic, 0.05, FINER, is_paced=True),
+    'synaptic, ranges for signed inputs': Contender(
+        partial(synaptic, signed=True), 0.05, is_paced=True
+    ),
+    'synaptic, 26 units as the neural': Contender(
+        partial(synaptic, fixed=26), 0.05, is_paced=True
+    ),
+    'synaptic, 4 times the CPU time': Contender(synaptic, 0.05, is_paced=True),
     'cfc, 32 units, backbone 128 (9 x parameters)': Contender(big_cfc, 0.005),
     'gru, input mapping': Contender(MappedGRU, 0.06),
     'gru, learning rate 0.01': Contender(partial(GRU, with_dt=False), 0.01),

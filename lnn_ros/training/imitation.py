@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import platform
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from lnn_ros import __version__
 from lnn_ros import policy as policy_file
+from lnn_ros.liquid.cells import paced
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.wiring import AutoNCP, Wiring
 from lnn_ros.policy import Contract
@@ -50,7 +52,8 @@ class Optimisation:
     Attributes:
         batch: episodes side by side.
         chunk: messages through which gradients flow; the state runs on from chunk to chunk.
-        learning_rate: of Adam at the start of a round; it falls to a tenth along a cosine.
+        learning_rate: of Adam at the start of a round; it falls to a tenth along a cosine. Of
+            synapses a multiple of it, see `cells.paced`.
         clip: largest gradient norm.
         fine_unfolds: in the second half of a round's epochs, every other batch takes at least this
             many sub-steps per interval, so that the network does not fit its solver's error.
@@ -203,16 +206,16 @@ class Trainer:
         options = self.recipe.optimisation
         episodes = [np.load(path) for path in paths]
         episodes = [{name: data[name] for name in data.files} for data in episodes]
-        optimiser = torch.optim.Adam(self.network.parameters(), options.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimiser, epochs, options.learning_rate / 10
-        )
+        optimiser = torch.optim.Adam(paced(self.network.named_parameters()))
         rng = np.random.default_rng((self.recipe.seed, number))
         bar = tqdm(range(epochs), title, unit='epoch')
         unfolds = max(self._solver.unfolds, options.fine_unfolds)
         fine = dataclasses.replace(self._solver, unfolds=unfolds)
         batches = 0
         for epoch in bar:
+            falling = 0.55 + 0.45 * math.cos(math.pi * epoch / epochs)
+            for own in optimiser.param_groups:
+                own['lr'] = options.learning_rate * falling * own['pace']
             losses = []
             order = rng.permutation(len(episodes))
             for group in np.array_split(order, max(round(len(order) / options.batch), 1)):
@@ -221,7 +224,6 @@ class Trainer:
                 self.network.cell.solver = fine if is_fine else self._solver
                 losses.append(self._learn(batch, optimiser))
                 batches += 1
-            schedule.step()
             bar.set_postfix(loss=f'{np.mean(losses):.4f}')
         self.network.cell.solver = self._solver
 

@@ -58,12 +58,14 @@ class Contender:
         make: makes it with a number of units.
         learning_rate: of Adam.
         finer: least sub-steps of an interval in the second half, batch by batch in turn.
+        is_paced: whether synapses' numbers take longer steps, see `cells.paced`.
         needs_ncps: whether it is one of ncps's own.
     """
 
     make: Callable[[int], Net]
     learning_rate: float
     finer: tuple[int, ...] = (1,)
+    is_paced: bool = False
     needs_ncps: bool = False
 
     def units(self) -> int:
@@ -107,7 +109,7 @@ def _synapses(inputs: int, units: int, solver: Solver) -> SynapticLTC:
 
 CONTENDERS = {
     'neural': Contender(neural, 0.06, FINER),
-    'synaptic': Contender(synaptic, 0.03),
+    'synaptic': Contender(synaptic, 0.05, is_paced=True),
     'liquid_cell': Contender(liquid_cell, 0.06),
     'ncps_ltc': Contender(ncps_ltc, 0.1),
     'ncps_cfc': Contender(CfC, 0.008, needs_ncps=True),
@@ -199,7 +201,7 @@ def train(
     for seed in effort.seeds:
         torch.manual_seed(seed)
         nets.append(contender.make(units))
-    together = SideBySide(list(nets), mse_loss)
+    together = SideBySide(list(nets), mse_loss, contender.is_paced)
     begun, iteration = time.process_time(), 0
     for u, y, dt in _batches(regime, data, effort):
         done = (time.process_time() - begun) / effort.cpu_seconds

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from lnn_ros.liquid.cells import paced
+
 
 class SideBySide:
     """Nets under Adam, each with its gradient clipped to norm 1.
@@ -21,9 +23,15 @@ class SideBySide:
     Args:
         nets: alike in all but their numbers; what requires no gradient stays as it is.
         loss: (output of a net, its target) -> scalar.
+        is_paced: whether synapses' numbers take longer steps, see `cells.paced`.
     """
 
-    def __init__(self, nets: list[nn.Module], loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        nets: list[nn.Module],
+        loss: Callable[[Tensor, Tensor], Tensor],
+        is_paced: bool = False,
+    ) -> None:
         self._base = copy.deepcopy(nets[0])
         self._count = len(nets)
         self._loss = loss
@@ -31,7 +39,8 @@ class SideBySide:
         trained = {name for name, p in self._base.named_parameters() if p.requires_grad}
         self._learnt = {name: p for name, p in stacked.items() if name in trained}
         self._fixed |= {name: p.detach() for name, p in stacked.items() if name not in trained}
-        self._adam = torch.optim.Adam(self._learnt.values())
+        groups = [{'params': list(self._learnt.values()), 'pace': 1.0}]
+        self._adam = torch.optim.Adam(paced(self._learnt.items()) if is_paced else groups)
 
     def losses(self, u: Tensor, y: Tensor, *shared: Any) -> Tensor:
         """Return the loss of each net, (nets,).
@@ -49,7 +58,8 @@ class SideBySide:
 
     def step(self, learning_rate: float, u: Tensor, y: Tensor, *shared: Any) -> None:
         """Take one step of each net; see `losses`."""
-        self._adam.param_groups[0]['lr'] = learning_rate
+        for group in self._adam.param_groups:
+            group['lr'] = learning_rate * group['pace']
         self._adam.zero_grad()
         self.losses(u, y, *shared).sum().backward()
         gradients = [p.grad for p in self._learnt.values() if p.grad is not None]
