@@ -26,6 +26,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.serialization import serialize_message
 from rclpy.utilities import try_shutdown
 from sensor_msgs.msg import Image, Imu
 
@@ -35,11 +36,11 @@ from lnn_ros.timing import NS_PER_S
 IMU_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 IMAGE_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 # (node, executor); receive and relay do nothing: they read the numbers, and relay sends a command
-# for each IMU sample. Typed is how rclpy nodes usually receive, raw is how our controller does.
+# for each IMU sample. Typed is how rclpy nodes usually do both, raw is how our controller does.
 CONTENDERS = (
     ('receive_typed', 'single_threaded'), ('receive_typed', 'events'), ('receive_typed', 'lean'),
     ('receive_raw', 'events'), ('receive_raw', 'lean'),
-    ('relay_typed', 'single_threaded'), ('relay_typed', 'lean'),
+    ('relay_typed', 'single_threaded'), ('relay_typed', 'lean'), ('relay_raw', 'lean'),
     ('controller', 'single_threaded'), ('controller', 'lean'),
 )  # fmt: skip
 # what is reported first: metric, and the two contenders whose quotient it is
@@ -48,12 +49,14 @@ CPU_RATIOS = (
     ('cpu_single_threaded_to_lean_both_typed', CONTENDERS[0], CONTENDERS[2]),
     ('cpu_events_to_lean', CONTENDERS[1], CONTENDERS[4]),
     ('cpu_events_to_lean_both_raw', CONTENDERS[3], CONTENDERS[4]),
-    ('cpu_controller_single_threaded_to_lean', CONTENDERS[7], CONTENDERS[8]),
+    ('cpu_controller_single_threaded_to_lean', CONTENDERS[8], CONTENDERS[9]),
 )
 LATENCY_RATIOS = (
-    ('latency_controller_to_relay_single_threaded', CONTENDERS[7], CONTENDERS[5]),
-    ('latency_controller_to_relay_lean', CONTENDERS[8], CONTENDERS[6]),
+    ('latency_controller_to_relay_single_threaded', CONTENDERS[8], CONTENDERS[5]),
+    ('latency_controller_to_relay_lean', CONTENDERS[9], CONTENDERS[6]),
 )
+# what of the controller's is not that of a node which does nothing and is raw and lean, too
+IDLE = {'imu': CONTENDERS[7], 'image': CONTENDERS[4]}
 
 
 class Load(NamedTuple):
@@ -107,6 +110,12 @@ def contend(kind: str, executor_name: str, namespace: str) -> None:
             command.publish(twist)
         done(message.header.stamp.sec * NS_PER_S + message.header.stamp.nanosec)
 
+    def on_raw_imu(message: bytes) -> None:
+        stamp_ns, _, _ = read_imu(message)
+        if kind == 'relay_raw':
+            command.publish(twist)
+        done(stamp_ns)
+
     def on_typed_image(message: Image) -> None:
         done(message.header.stamp.sec * NS_PER_S + message.header.stamp.nanosec)
 
@@ -122,9 +131,10 @@ def contend(kind: str, executor_name: str, namespace: str) -> None:
     else:
         # a lifecycle node, too: its services are in the wait set
         node = rclpy.lifecycle.LifecycleNode('contender', namespace=namespace)
-        twist, command = TwistStamped(), Node.create_publisher(node, TwistStamped, 'cmd_vel', 1)
-        raw = kind == 'receive_raw'
-        on_imu = (lambda data: done(read_imu(data)[0])) if raw else on_typed_imu
+        raw = kind.endswith('raw')
+        command = Node.create_publisher(node, TwistStamped, 'cmd_vel', 1)
+        twist = serialize_message(TwistStamped()) if raw else TwistStamped()
+        on_imu = on_raw_imu if raw else on_typed_imu
         on_image = (lambda data: done(read_image(data).stamp_ns)) if raw else on_typed_image
         node.create_subscription(Imu, 'imu/data', on_imu, IMU_QOS, raw=raw)
         node.create_subscription(Image, 'image', on_image, IMAGE_QOS, raw=raw)
@@ -310,6 +320,11 @@ def measure(seconds: float, repeats: int) -> list[dict[str, Any]]:
                 pairs = zip(turns[load.name, above], turns[load.name, below], strict=True)
                 values = [getattr(a, field) / getattr(b, field) for a, b in pairs]
                 rows.append(row(load.name, metric, values, '1'))
+        idle = IDLE['image' if load.size else 'imu']
+        both = list(zip(turns[load.name, idle], turns[load.name, CONTENDERS[9]], strict=True))
+        for metric, field in (('cpu_share_ours', 'cpu_us'), ('latency_share_ours', 'p50_us')):
+            values = [1.0 - getattr(a, field) / getattr(b, field) for a, b in both]
+            rows.append(row(load.name, metric, values, '1'))
     for (load_name, (kind, executor)), windows in turns.items():
         for metric in ('cpu_us', 'p50_us', 'p99_us'):
             values = [getattr(window, metric) for window in windows]
