@@ -61,16 +61,16 @@ bench: $(dev)
 	$(VENV)/bin/lnn_ros bench core
 
 fuzz := build/fuzz
-fuzzed := test/fuzz/core_fuzzer.c \
-  $(filter-out $(addprefix %/,module.c module_view.c kernels_cells.c steps.c), \
-    $(wildcard lnn_ros/core/*.c))
+core_sources = $(VENV)/bin/python -c "import runpy; print(*('lnn_ros/core/' + name \
+  for name in runpy.run_path('lnn_ros/core/build.py')['SOURCES']))"
 
 # What was found is kept in build/fuzz: a next run starts from it.
 fuzz: core
 	mkdir -p $(fuzz)/core $(fuzz)/policy
+	command -v clang >/dev/null || { echo 'apt-get install clang libclang-rt-14-dev' >&2; exit 1; }
 	clang -std=c99 -D_POSIX_C_SOURCE=200112L -D__SANITIZE_ADDRESS__ -O1 -g -Ilnn_ros/core \
-	  -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $(fuzzed) -lm \
-	  -o $(fuzz)/core_fuzzer || { echo 'apt-get install clang libclang-rt-14-dev' >&2; exit 1; }
+	  -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all test/fuzz/core_fuzzer.c \
+	  $$($(core_sources)) -lm -o $(fuzz)/core_fuzzer
 	$(VENV)/bin/python -c 'import atheris' 2>/dev/null || { $(call pip,atheris); }
 	cd $(fuzz) && ./core_fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=4096 \
 	  -print_final_stats=1 core

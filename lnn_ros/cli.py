@@ -136,7 +136,8 @@ def _define_train(commands: Any) -> None:
 def _train(options: argparse.Namespace) -> int:
     recipe = options.recipe or share_directory() / 'config' / f'train_{options.task}.yaml'
     if not recipe.is_file():
-        raise ValueError(f'{recipe}: there is no such recipe')
+        known = sorted(f.stem[6:] for f in (share_directory() / 'config').glob('train_*.yaml'))
+        raise ValueError(f'{recipe}: there is no such recipe; there are {", ".join(known)}')
     if options.processes < 1:
         raise ValueError(f'--processes is {options.processes}, must be at least 1')
     from lnn_ros.training.imitation import Trainer, load_recipe
@@ -308,6 +309,8 @@ def _export(options: argparse.Namespace) -> int:
     from lnn_ros import policy as policy_file
     from lnn_ros.core.export import export_c
 
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f'--out is {options.out}, which is no folder')
     policy = policy_file.load(options.policy)
     name = options.name or policy.contract.task
     for path in export_c(policy, options.out, name, options.weights):

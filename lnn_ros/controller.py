@@ -108,6 +108,7 @@ class Controller:
         """Forget the state and every held input, as at the start."""
         self.interval.forget()
         self._restart()
+        self._reset_reason = 'requested'
 
     def stop(self) -> NDArray[np.float64]:
         """Take note that the safe command goes out between two messages; return it.

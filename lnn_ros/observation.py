@@ -138,9 +138,11 @@ class ImuReader:
             bad = {field: value for field, value in named if not math.isfinite(value)}
             raise ObservationError(f'{bad} is not finite, the sample is ignored')
         if max(map(abs, scaled)) > _MOST:  # a finite float64 beyond float32
-            raise ObservationError(
-                f'{dict(zip(IMU_FIELDS, map(float, raw), strict=True))} is too large, '
-                'the sample is ignored'
-            )
+            large = {
+                IMU_FIELDS[column]: float(raw[column])
+                for (column, _, _), value in zip(self._numbers, scaled, strict=True)
+                if abs(value) > _MOST
+            }
+            raise ObservationError(f'{large} is too large, the sample is ignored')
         self._values[:] = scaled
         return self._values

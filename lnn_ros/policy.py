@@ -324,6 +324,8 @@ def load(path: Path) -> Policy:
     Raises:
         PolicyError: says which file and what is wrong with it.
     """
+    if path.is_dir():
+        raise PolicyError(f'{path}: this is a folder, name a .safetensors policy in it')
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             metadata = file.metadata() or {}

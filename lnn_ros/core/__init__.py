@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,8 +105,15 @@ def compiled_module(name: str = '_core') -> Any:
         return importlib.import_module(f'lnn_ros.core.{name}')
     except ImportError as error:
         logging.getLogger(__name__).warning(
-            'the compiled core is not there (%s): numpy does its work, many times slower. '
-            'Install a compiler (apt-get install gcc python3-dev) and lnn_ros again.',
+            'the compiled core is not there (%s): numpy does its work, many times slower. %s',
             error,
+            _remedy(),
         )
         return None
+
+
+def _remedy() -> str:
+    checkout = Path(__file__).parents[2]
+    if (checkout / 'setup.py').exists():
+        return f'It is not built in {checkout}: start Python in another folder.'
+    return 'Install a compiler (apt-get install gcc python3-dev) and lnn_ros again.'

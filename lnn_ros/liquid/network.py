@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from lnn_ros.liquid.cells import Cell, LiquidCell
+from lnn_ros.liquid.cells import Cell, LiquidCell, require_shape
 from lnn_ros.liquid.sequence import fill, intervals, unroll
 from lnn_ros.liquid.solvers import Solver
 from lnn_ros.policy import HOLDS
@@ -126,6 +126,8 @@ class LiquidNetwork(nn.Module):
         super().__init__()
         if not layers:
             raise ValueError('num_layers is 0, must be at least 1')
+        if embed_dim < 1:
+            raise ValueError(f'embed_dim is {embed_dim}, must be at least 1')
         hidden_size = layers[0].cell.inputs
         self.embed_dim, self.hidden_size = embed_dim, hidden_size
         self.project = nn.Linear(embed_dim, hidden_size) if embed_dim != hidden_size else None
@@ -178,6 +180,7 @@ class LiquidNetwork(nn.Module):
                 input is not finite.
             IntegrationError: when the solver cannot keep its promise.
         """
+        require_shape('u', u, (*u.shape[:2], self.embed_dim))
         cache = cache or self.init_cache(u.shape[0])
         seconds = intervals(u, dt, stamps_ns)
         u = fill(u, mask, cache['held'])

@@ -94,5 +94,9 @@ def narrowed_limits(policy: Policy, values: Mapping[str, float]) -> list[Limit]:
             if value < outer if key == 'min' else value > outer:
                 raise ValueError(f"{name} is {value}, wider than the policy's own {outer}")
             numbers[key] = outer if math.isnan(value) else value
-        limits.append(Limit(own.name, numbers['min'], numbers['max'], numbers['slew'], own.safe))
+        try:
+            limit = Limit(own.name, numbers['min'], numbers['max'], numbers['slew'], own.safe)
+        except ValueError as error:
+            raise ValueError(f'limits.{error}') from None
+        limits.append(limit)
     return limits

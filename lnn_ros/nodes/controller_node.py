@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
@@ -34,7 +33,8 @@ from lnn_ros import policy as policy_file
 from lnn_ros.controller import Command, Controller, Settings
 from lnn_ros.nodes.cdr import MessageError, read_image, read_imu
 from lnn_ros.nodes.commands import CommandPublisher, limit_parameters, narrowed_limits
-from lnn_ros.nodes.parameters import Parameter, declare
+from lnn_ros.nodes.diagnostics import Diagnostics
+from lnn_ros.nodes.parameters import Parameter, declare, warn_of_unknown
 from lnn_ros.nodes.run_log import RunLog
 from lnn_ros.nodes.running import EXECUTOR, Stop, run
 from lnn_ros.observation import ObservationError
@@ -50,8 +50,10 @@ PARAMETERS = (
               'Longest interval that is integrated, s; a longer one resets the state', (0.001, 60)),
     Parameter('jump_threshold', 1.0,
               'A stamp further back than this resets the state, s', (0.001, 3600)),
-    Parameter('max_age.image', 1.0, 'Oldest frame that is driven on, s', (0.001, 60)),
-    Parameter('max_age.imu', 0.2, 'Oldest IMU sample that is driven on, s', (0.001, 60)),
+    Parameter('max_age.image', 1.0,
+              'How far the frame may be behind the newest message, s', (0.001, 60)),
+    Parameter('max_age.imu', 0.2,
+              'How far the IMU sample may be behind the newest message, s', (0.001, 60)),
     Parameter('warmup_steps', 5,
               'Trigger messages after a reset whose command is not used', (0, 10000)),
     Parameter('watchdog_timeout', 0.5,
@@ -117,19 +119,14 @@ class ControllerNode(LifecycleNode):
         )
         parameters = [p for output in contract.outputs for p in limit_parameters(output)]
         declare(self, parameters)
+        warn_of_unknown(self)
         self._limit_names = [parameter.name for parameter in parameters]
         self._apply_parameters([])
         self._commands = CommandPublisher(
             self, policy, self._value('base_frame'), self._value('enable_stamped_cmd_vel')
         )
         self._undo.append(self._commands.destroy)
-        self._subscribe(policy)
-        self._diagnostics = self.create_publisher(
-            DiagnosticArray,
-            '/diagnostics',
-            10,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        self._diagnostics = Diagnostics(self, self._controller, self._subscribe(policy))
         timer = self.create_timer(
             self._value('diagnostics_period'),
             self._publish_diagnostics,
@@ -137,7 +134,7 @@ class ControllerNode(LifecycleNode):
         )
         service = self.create_service(Trigger, '~/reset', self._on_reset)
         self._undo += [
-            partial(self.destroy_publisher, self._diagnostics),
+            partial(self.destroy_publisher, self._diagnostics.publisher),
             partial(self.destroy_timer, timer),
             partial(self.destroy_service, service),
         ]
@@ -150,7 +147,9 @@ class ControllerNode(LifecycleNode):
             f'{" and ".join(names)} at every {contract.trigger} message'
         )
 
-    def _subscribe(self, policy: Policy) -> None:
+    def _subscribe(self, policy: Policy) -> dict[str, str]:
+        """Return the topic of each stream."""
+        topics = {}
         streams = {
             'image': (Image, 'image', self._on_image, 1),  # the newest frame wins
             'imu': (Imu, 'imu/data', self._on_imu, 50),  # every sample carries an interval
@@ -169,6 +168,8 @@ class ControllerNode(LifecycleNode):
                 raw=True,  # to build the message object costs more than all that follows
             )
             self._undo.append(partial(self.destroy_subscription, subscription))
+            topics[stream] = subscription.topic_name
+        return topics
 
     # activate -------------------------------------------------------------------------------------
 
@@ -254,7 +255,7 @@ class ControllerNode(LifecycleNode):
             elif self._mode is not Mode.STALE:
                 self._mode = Mode.STALE
                 self.get_logger().warning(
-                    f'no {trigger} message for {silence:.2f} s (watchdog_timeout), '
+                    f'no usable {trigger} message for {silence:.2f} s (watchdog_timeout), '
                     'safe command sent'
                 )
         finally:
@@ -342,32 +343,8 @@ class ControllerNode(LifecycleNode):
         )
 
     def _publish_diagnostics(self) -> None:
-        now = self.get_clock().now()
-        values: dict[str, object] = {
-            'mode': self._mode.value,
-            'longest interval, s': f'{self._longest_interval:.4f}',
-        }
-        newest_ns = self._controller.interval.newest_ns
-        if newest_ns:
-            age = (now.nanoseconds - newest_ns) / NS_PER_S
-            values['age of the newest stamp, s'] = f'{age:.3f}'
-            if abs(age) > 3600.0:
-                self.get_logger().warning(
-                    f'stamps are {age:.0f} s behind the clock: is use_sim_time equal everywhere?',
-                    throttle_duration_sec=30.0,
-                )
-        values |= dict(sorted(self._controller.counts.items()))
+        self._diagnostics.publish(self._mode, self._active, self._longest_interval)
         self._longest_interval = 0.0
-        is_driving = self._active and self._mode is Mode.RUNNING
-        status = DiagnosticStatus(
-            level=DiagnosticStatus.OK if is_driving else DiagnosticStatus.WARN,
-            name=self.get_fully_qualified_name(),
-            message=self._mode.value if self._active else 'not active',
-            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
-        )
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = now.to_msg()
-        self._diagnostics.publish(message)
 
 
 def live(node: ControllerNode, executor: Executor, stop: Stop) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -52,3 +53,17 @@ def declare(node: Node, parameters: Iterable[Parameter]) -> None:
     for parameter in parameters:
         if not node.has_parameter(parameter.name):
             node.declare_parameter(parameter.name, parameter.default, parameter.descriptor())
+
+
+def warn_of_unknown(node: Node) -> None:
+    """Warn of values given at start for parameters that no one has declared: misspelt, as a rule.
+
+    To be called when all are declared.
+    """
+    for name in getattr(node, '_parameter_overrides', {}):
+        if node.has_parameter(name) or name.startswith('qos_overrides.'):
+            continue
+        known = node.list_parameters([], 0).names
+        close = difflib.get_close_matches(name, known, 1)
+        meant = f', {close[0]} perhaps?' if close else ''
+        node.get_logger().warning(f"there is no parameter '{name}', its value is not used{meant}")

@@ -56,7 +56,7 @@ def _serve(
     try:
         return callback(request, response)
     except Exception as error:
-        node.get_logger().error(f'{name}: request refused: {error}')
+        node.get_logger().error(f'{name}: refused {request}: {error}')
         return response  # as it was made: success=False, or no results
 
 

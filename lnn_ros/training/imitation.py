@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 from lnn_ros import __version__
 from lnn_ros import policy as policy_file
-from lnn_ros.liquid.cells import paced
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.wiring import AutoNCP, Wiring
 from lnn_ros.policy import Contract
 from lnn_ros.schema import PolicyError, build, require
 from lnn_ros.training.dataset import Collection, collect
 from lnn_ros.training.evaluation import NOMINAL, Condition, Evaluation
+from lnn_ros.training.pace import paced
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Optimisation:
         batch: episodes side by side.
         chunk: messages through which gradients flow; the state runs on from chunk to chunk.
         learning_rate: of Adam at the start of a round; it falls to a tenth along a cosine. Of
-            synapses a multiple of it, see `cells.paced`.
+            synapses a multiple of it, see `pace.paced`.
         clip: largest gradient norm.
         fine_unfolds: in the second half of a round's epochs, every other batch takes at least this
             many sub-steps per interval, so that the network does not fit its solver's error.

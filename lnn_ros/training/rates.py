@@ -58,7 +58,7 @@ class Contender:
         make: makes it with a number of units.
         learning_rate: of Adam.
         finer: least sub-steps of an interval in the second half, batch by batch in turn.
-        is_paced: whether synapses' numbers take longer steps, see `cells.paced`.
+        is_paced: whether synapses' numbers take longer steps, see `pace.paced`.
         needs_ncps: whether it is one of ncps's own.
     """
 

@@ -48,7 +48,7 @@ def _figure(row: dict[str, Any]) -> str:
 def _short(value: float) -> str:
     """Return two significant digits without an exponent and without a leading zero."""
     digits = 2 if value >= 0.1 else 3 if value >= 0.01 else 4 if value >= 0.001 else 5
-    return f'{value:.{digits}f}'.replace('0.', '.', 1)
+    return f'{value:.{digits}f}'.removeprefix('0')
 
 
 def plot(rows: Rows, file: Path) -> None:

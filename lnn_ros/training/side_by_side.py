@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from lnn_ros.liquid.cells import paced
+from lnn_ros.training.pace import paced
 
 
 class SideBySide:
@@ -23,7 +23,7 @@ class SideBySide:
     Args:
         nets: alike in all but their numbers; what requires no gradient stays as it is.
         loss: (output of a net, its target) -> scalar.
-        is_paced: whether synapses' numbers take longer steps, see `cells.paced`.
+        is_paced: whether synapses' numbers take longer steps, see `pace.paced`.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from lnn_ros.cli import main
 from lnn_ros.liquid.network import exact_param_count
 from lnn_ros.liquid.sequence import unroll
 from lnn_ros.training import known_system as system
-from lnn_ros.training import rate_nets, rates
+from lnn_ros.training import rate_nets, rates, rates_report
 from lnn_ros.training.side_by_side import SideBySide
 
 
@@ -159,3 +159,26 @@ def test_quick_run_prints_a_table_and_writes_json_and_a_plot(tmp_path, capsys):
     assert all(np.isfinite(row['value']) for row in document['rows'])
     assert '| neural' in capsys.readouterr().out
     assert plot.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    'value, text', [(0.00011, '.00011'), (0.125, '.12'), (40.0, '40.00'), (100.25, '100.25')]
+)
+def test_figure_is_written_without_a_leading_zero_and_whole_otherwise(value, text):
+    row = rates.row('net', 'nmse@1Hz', [value])
+    assert rates_report._figure(row) == text
+
+
+def test_synapses_take_longer_steps_and_nothing_else_does():
+    torch.manual_seed(0)
+    nets = [rates.synaptic(4), rates.synaptic(4)]
+    together = SideBySide(list(nets), mse_loss, is_paced=True)
+    before = together.state(0)
+    u, y = torch.randn(2, 5, 3, 2), torch.randn(2, 5, 3, 4)
+    together.step(0.01, u, y, nets[0].plan(torch.full((5, 3), 0.1)))
+    moved = {n: float((v - before[n]).abs().max()) for n, v in together.state(0).items()}
+    # the first step of Adam is its learning rate, whatever the gradient
+    assert moved['cells.0.synapses.sigma'] == pytest.approx(0.1, rel=1e-2)
+    assert moved['cells.0.sensory.mu'] == pytest.approx(0.03, rel=1e-2)
+    assert moved['cells.0.vl'] == pytest.approx(0.01, rel=1e-2)
+    assert moved['readout.0.weight'] == pytest.approx(0.01, rel=1e-2)

@@ -75,3 +75,48 @@ def test_record_that_cannot_be_written_is_reported_and_the_car_still_stops(
     (error,) = errors(node.text())
     assert 'controller.npz' in error
     assert node.end() == 0
+
+
+def warnings(text: str, of: str) -> list[str]:
+    return [line for line in text.splitlines() if '[WARN]' in line and of in line]
+
+
+def test_what_keeps_it_from_driving_is_told_with_its_topic(controller, peer) -> None:
+    node, commands = controller(diagnostics_period=0.1)
+
+    def told(stamp_of_image: int, text: str) -> bool:
+        peer.stamp_ns += 10_000_000
+        peer.send_imu(peer.stamp_ns)
+        if stamp_of_image >= 0:
+            peer.send_image(stamp_of_image)
+        return text in node.text()
+
+    peer.until(lambda: told(-1, 'not driving: nothing comes on /image\n'), 'no frame is told')
+    unset = 'messages on /image have the stamp 0, the driver must set header.stamp'
+    peer.until(lambda: told(0, unset), 'a stamp that is not set is told')
+    said = len(warnings(node.text(), 'not driving'))
+    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
+    for _ in range(30):  # while it drives, there is nothing to tell
+        peer.stamp_ns += 10_000_000
+        peer.send_imu(peer.stamp_ns)
+        peer.send_imu(peer.stamp_ns)
+    assert len(warnings(node.text(), 'not driving')) == said
+
+
+def test_clocks_of_two_streams_that_differ_are_told(controller, peer) -> None:
+    node, _ = controller(diagnostics_period=0.1)
+
+    def told() -> bool:
+        peer.stamp_ns += 10_000_000
+        peer.send_imu(peer.stamp_ns)
+        peer.send_image(peer.stamp_ns + 20 * 10**9)
+        return 'stamps leap back and forth: /image and /imu/data must be' in node.text()
+
+    peer.until(told, 'it is told')
+
+
+def test_value_for_a_parameter_that_is_not_there_is_told(controller) -> None:
+    overridden = {'qos_overrides./imu/data.subscription.depth': 3}
+    node, _ = controller(**{'limit.linear.x.max': 0.5, **overridden})
+    (line,) = warnings(node.text(), 'there is no parameter')
+    assert "'limit.linear.x.max', its value is not used, limits.linear.x.max perhaps?" in line

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import subprocess
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lnn_ros.controller import Controller, Settings
 from lnn_ros.core.export import WEIGHTS, export_c
 from lnn_ros.core.numpy_engine import NumpyEngine
 from lnn_ros.policy import IMU_FIELDS, Policy
+from lnn_ros.safety import Mode
 from lnn_ros.schema import PolicyError
 
 STRICT = ['-std=c99', '-pedantic', '-O2', '-Wall', '-Wextra', '-Werror', '-fPIC']
@@ -215,3 +219,70 @@ def test_name_that_is_no_c_identifier_is_refused(name, random_policy, tmp_path) 
 def test_unknown_weights_are_refused(random_policy, tmp_path) -> None:
     with pytest.raises(ValueError, match='float32, int8'):
         export_c(random_policy(), tmp_path, 'robot', 'int4')
+
+
+LOOP = """
+static float sent[car_OUTPUTS];
+static int is_safe;
+static void send(const float *command)
+{
+    is_safe = 0;
+    for (int i = 0; i < car_OUTPUTS; i++)
+        sent[i] = command[i];
+}
+static void send_safe_command(void) { is_safe = 1; }
+#include "example.c"
+const float *start(void) { car_init(&policy); return sent; }
+int step(const float *sample, uint32_t stamp_us) { on_imu(sample, stamp_us); return is_safe; }
+"""
+
+
+def test_loop_in_the_documentation_drives_as_the_controller_does(
+    random_policy, compiler, tmp_path
+) -> None:
+    page = (Path(__file__).parents[2] / 'docs' / 'microcontroller.md').read_text()
+    (example,) = re.findall(
+        r'^    #include <stdint.h>\n(?:    .*\n|\n)*?    }\n\n(?=\S)', page, re.M
+    )
+    (tmp_path / 'example.c').write_text(textwrap.dedent(example))
+    policy = random_policy(image=(3, 9, 12), layers=((4, 3, 2, 1), (5, 2, 1, 0)))
+    contract = policy.contract
+    contract = replace(
+        contract,
+        image=replace(contract.image, crop_top=0.0),
+        outputs=tuple(replace(output, slew=1e9) for output in contract.outputs),
+    )
+    policy = Policy(contract, policy.tensors)
+    _, source = export_c(policy, tmp_path, 'car', 'float32')
+    (tmp_path / 'loop.c').write_text('#include "car.h"\n#include <stdint.h>\n' + LOOP)
+    library = tmp_path / 'loop.so'
+    sources = [source, tmp_path / 'loop.c']
+    subprocess.run([*compiler, *STRICT, '-shared', *sources, '-o', library], check=True)
+    loop = ctypes.CDLL(str(library))
+    loop.start.restype = ctypes.POINTER(ctypes.c_float)
+    sent = loop.start()
+
+    ages = {'image': 1.0, 'imu': 0.2}
+    controller = Controller(policy, Settings(max_gap=0.5, max_age=ages, warmup_steps=5))
+    rng = np.random.default_rng(0)
+    stamp_us, frames_until, modes = 2**32 - 2_000_000, 0, []  # the clock wraps on the way
+    for k in range(1500):
+        gap = k in (400, 900)
+        stamp_us += 700_000 if gap else int(rng.integers(1_000, 30_000))
+        if rng.random() < 0.3 and not 600 < k < 750:  # a second and more without a frame
+            behind = int(rng.choice([-500, 0, 900]))  # ahead of the sample, with it, behind it
+            frame_us = max(stamp_us - behind, frames_until + 1)
+            frames_until = frame_us
+            pixels = rng.integers(0, 256, 9 * 12 * 3, dtype=np.uint8)
+            loop.on_frame(pixels.ctypes, ctypes.c_uint32(frame_us % 2**32))
+            controller.on_image(pixels.tobytes(), 9, 12, 'rgb8', 36, frame_us * 1000)
+            stamp_us = max(stamp_us, frame_us - 500)
+        sample = rng.normal(size=6).astype(np.float32)
+        is_safe = loop.step(sample.ctypes, ctypes.c_uint32(stamp_us % 2**32))
+        command = controller.on_imu(sample[:3].tolist(), sample[3:].tolist(), stamp_us * 1000)
+        assert is_safe == (command.mode is not Mode.RUNNING), (k, command.mode)
+        if not is_safe:
+            np.testing.assert_allclose(sent[0:2], command.values, atol=3e-5)
+        modes.append(command.mode)
+    assert set(modes) == {Mode.WAITING, Mode.WARMUP, Mode.RUNNING, Mode.STALE}
+    assert modes.count(Mode.RUNNING) > 1000

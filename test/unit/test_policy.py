@@ -170,7 +170,7 @@ def test_another_kind_of_file_is_refused(path, content, text):
 
 
 def test_directory_and_missing_file_are_refused(tmp_path):
-    assert 'not a readable' in refusal(tmp_path)
+    assert 'this is a folder' in refusal(tmp_path)
     assert 'there is no such file' in refusal(tmp_path / 'none.safetensors')
 
 
