@@ -206,6 +206,13 @@ def test_demo_drives_prints_its_figures_and_draws_its_picture(lnn_ros, tmp_path:
     assert command.orphans() == []
 
 
+def test_demo_drives_with_other_topics(lnn_ros) -> None:
+    topics = ('image:=/cam', 'imu:=/foo', 'cmd_vel:=base/cmd_vel')
+    command = lnn_ros('demo', '--out', 'results', 'duration:=3', *topics)
+    assert command.wait(60.0) == 0, command.text()
+    assert 'lost on the way' not in command.text()
+
+
 def test_demo_of_a_car_that_leaves_its_lane_ends_with_1(
     lnn_ros, tmp_path: Path, untrained: Path
 ) -> None:
