@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ Record = Mapping[str, Any]
 
 LAUNCH_FILE = share_directory() / 'launch' / 'sim.launch.xml'
 CONTROLLER_LAUNCH_FILE = share_directory() / 'launch' / 'controller.launch.xml'
+SIMULATOR_CONFIG = share_directory() / 'config' / 'simulator.yaml'
 ARGUMENTS = {
     'seed': '3',
     'jitter': '0.5',
@@ -46,15 +48,8 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
     Raises:
         ValueError: for an argument that sim.launch.xml does not have, or that the demo cannot take.
     """
-    known = {argument.name for argument in launch_xml.arguments(LAUNCH_FILE)}
-    known |= {argument.name for argument in launch_xml.arguments(CONTROLLER_LAUNCH_FILE)}
-    for name in sorted(set(arguments) - known):
-        raise ValueError(f"sim.launch.xml has no argument '{name}'; there are {sorted(known)}")
-    if 'record' in arguments:
-        raise ValueError('the demo records into its own folder: use --out instead of record:=')
+    _judge(arguments)
     arguments = {**ARGUMENTS, **arguments, 'record': str(folder.absolute())}
-    if not 0.0 < float(arguments['duration']) < math.inf:
-        raise ValueError(f'duration is {arguments["duration"]} s, the demo needs an end')
     folder.mkdir(parents=True, exist_ok=True)
     for old in ('simulator.npz', 'controller.npz', 'drive.png'):
         (folder / old).unlink(missing_ok=True)
@@ -71,12 +66,54 @@ def run(folder: Path, arguments: dict[str, str]) -> int:
             f'the launch failed, exit code {code}; all of it: {folder}/launch.log', file=sys.stderr
         )
         return 1
+    if not (controller['dt'] > 0.0).any():
+        print(
+            'the network never stepped, for which it needs frames and IMU samples; camera frames: '
+            f'{_stream(simulator, controller, "image")}; IMU samples: '
+            f'{_stream(simulator, controller, "imu")}; raise duration, camera_rate or imu_rate',
+            file=sys.stderr,
+        )
+        return 1
     print(table(simulator, controller))
     picture = folder / 'drive.png'
     draw(simulator, controller, picture)
     print(f'picture: {picture}')
     stood = simulator['progress'] < 0.5 * simulator['duration']  # in its lane, but hardly moving
     return 1 if code or simulator['leaves'] or stood else 0
+
+
+def _judge(arguments: Mapping[str, str]) -> None:
+    """Refuse, before anything is started, what the demo cannot serve."""
+    if 'record' in arguments:
+        raise ValueError('the demo records into its own folder: use --out instead of record:=')
+    if 'use_sim_time' in arguments:
+        raise ValueError(
+            f"use_sim_time is '{arguments['use_sim_time']}', but a simulated drive always takes "
+            'its time from the simulator: leave it out'
+        )
+    known = {argument.name for argument in launch_xml.arguments(LAUNCH_FILE)}
+    known |= {argument.name for argument in launch_xml.arguments(CONTROLLER_LAUNCH_FILE)}
+    known -= {'record', 'use_sim_time'}
+    for name in sorted(set(arguments) - known):
+        raise ValueError(f"sim.launch.xml has no argument '{name}'; there are {sorted(known)}")
+    defaults = yaml.safe_load(SIMULATOR_CONFIG.read_text())['/**']['ros__parameters']
+    for name, value in arguments.items():
+        kind = type(defaults.get(name))
+        if kind not in (int, float):
+            continue
+        try:
+            kind(value)
+        except ValueError:
+            rule = 'a whole number' if kind is int else 'a number'
+            example = ARGUMENTS.get(name, defaults[name])
+            raise ValueError(
+                f"{name} is '{value}', must be {rule}, for example {name}:={example}"
+            ) from None
+    duration = arguments.get('duration', ARGUMENTS['duration'])
+    if not 0.0 < float(duration) < math.inf:
+        raise ValueError(
+            f'duration is {duration} s, but the demo needs an end: give a number above 0'
+        )
 
 
 def _launch(arguments: Mapping[str, str], log: Path) -> int:
@@ -107,17 +144,6 @@ def _launch(arguments: Mapping[str, str], log: Path) -> int:
 
 def table(simulator: Record, controller: Record) -> str:
     """Return the figures of one drive as text."""
-    sent = dict(zip(simulator['count_names'].tolist(), simulator['counts'].tolist(), strict=True))
-    got = dict(zip(controller['count_names'].tolist(), controller['counts'].tolist(), strict=True))
-
-    def stream(name: str) -> str:
-        dropped = sum(count for key, count in got.items() if key.startswith(f'drop/{name}/'))
-        received = got.get(f'received/{name}', 0)
-        return (
-            f'{sent[name]} sent, {sent[f"{name} lost"]} more lost by the sensor; '
-            f'{received} received, {dropped} dropped'
-        )
-
     interval = 1e3 * controller['dt'][controller['dt'] > 0.0]
     step = 1e6 * controller['step_time']
     latency = 1e3 * simulator['latency']
@@ -128,8 +154,8 @@ def table(simulator: Record, controller: Record) -> str:
         ('lateral error', f'mean {100 * simulator["mean_error"]:.1f} cm, '
                           f'max {100 * simulator["max_error"]:.1f} cm'),
         ('leaves of the lane', f'{simulator["leaves"]}'),
-        ('camera frames', stream('image')),
-        ('IMU samples', stream('imu')),
+        ('camera frames', _stream(simulator, controller, 'image')),
+        ('IMU samples', _stream(simulator, controller, 'imu')),
         ('measured interval', f'min {interval.min():.1f}, median {np.median(interval):.1f}, '
                               f'p99 {np.percentile(interval, 99):.1f}, '
                               f'max {interval.max():.1f} ms'),
@@ -138,6 +164,19 @@ def table(simulator: Record, controller: Record) -> str:
                            f'p99 {np.percentile(latency, 99):.2f} ms over DDS and back'),
     )  # fmt: skip
     return '\n'.join(f'{name:20} {text}' for name, text in rows)
+
+
+def _stream(simulator: Record, controller: Record, name: str) -> str:
+    """Return what became of the messages of one stream, 'image' or 'imu'."""
+    sent = dict(zip(simulator['count_names'].tolist(), simulator['counts'].tolist(), strict=True))
+    got = dict(zip(controller['count_names'].tolist(), controller['counts'].tolist(), strict=True))
+    dropped = sum(count for key, count in got.items() if key.startswith(f'drop/{name}/'))
+    received = got.get(f'received/{name}', 0)
+    lost = sent[name] - received
+    return (
+        f'{sent[name]} sent, {sent[f"{name} lost"]} more lost by the sensor; {received} received, '
+        f'{f"{lost} lost on the way, " if lost else ""}{dropped} dropped'
+    )
 
 
 def draw(simulator: Record, controller: Record, path: Path) -> None:

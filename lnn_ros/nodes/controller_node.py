@@ -27,6 +27,7 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, Imu
+from std_msgs.msg import Empty
 from std_srvs.srv import Trigger
 
 from lnn_ros import policy as policy_file
@@ -69,7 +70,7 @@ PARAMETERS = (
 
 
 class ControllerNode(LifecycleNode):
-    """Subscribes `image` and `imu/data`, publishes `cmd_vel` and `/diagnostics`."""
+    """Subscribes `image` and `imu/data`, publishes `cmd_vel`, `image_taken`, `/diagnostics`."""
 
     _controller: Controller
     _commands: CommandPublisher
@@ -122,6 +123,9 @@ class ControllerNode(LifecycleNode):
         warn_of_unknown(self)
         self._limit_names = [parameter.name for parameter in parameters]
         self._apply_parameters([])
+        if 'image' in contract.streams:  # before cmd_vel: who has found that has found this, too
+            self._image_taken = self.create_publisher(Empty, 'image_taken', 10)
+            self._undo.append(partial(self.destroy_publisher, self._image_taken))
         self._commands = CommandPublisher(
             self, policy, self._value('base_frame'), self._value('enable_stamped_cmd_vel')
         )
@@ -201,8 +205,9 @@ class ControllerNode(LifecycleNode):
                 )
             except (MessageError, ObservationError) as error:
                 self.get_logger().error(f'image: {error}', throttle_duration_sec=2.0)
-                return
-            self._finish(command, image.stamp_ns, True, begun)
+            else:
+                self._finish(command, image.stamp_ns, True, begun)
+        self._image_taken.publish(Empty())
 
     def _on_imu(self, message: bytes) -> None:
         if not self._active:

@@ -1,11 +1,13 @@
 """Node: a MuJoCo world behind the topics that a real robot would have.
 
-Publishes /clock, `image`, `camera_info` and `imu/data`, takes `cmd_vel`. It owns simulated time, so
-it never uses it: its own waiting is on the wall clock.
+Publishes /clock, `image`, `camera_info` and `imu/data`, takes `cmd_vel` and `image_taken`. It owns
+simulated time, so it never uses it: its own waiting is on the wall clock.
 
 With `real_time_factor` 0 it runs in lock-step: after each IMU sample, simulated time stands still
-until the command that answers it is here (or `command_deadline` has passed, which is counted), so a
-slow machine gives the same drive as a fast one. That needs a controller that answers IMU samples.
+until the command that answers it is here, and after each frame until `image_taken` says that the
+controller has it, so a slow machine gives the same drive as a fast one. Where `command_deadline`
+passes before the answer, that is counted. It needs a controller that answers IMU samples; for one
+that does not publish `image_taken` frames are sent without a wait, and it may miss some.
 
 There is one /clock in a ROS domain, so run one simulator in each.
 """
@@ -27,6 +29,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, Imu
+from std_msgs.msg import Empty
 
 from lnn_ros.nodes.parameters import Parameter, declare
 from lnn_ros.nodes.run_log import RunLog
@@ -53,7 +56,8 @@ PARAMETERS = (
     Parameter('real_time_factor', 1.0,
               'Simulated seconds per second; 0: lock-step, as fast as the commands come', (0, 100)),
     Parameter('command_deadline', 1.0,
-              'Lock-step: longest wait for the answer to a sample, s of real time', (0.01, 60)),
+              'Lock-step: longest wait for the answer to a sample or a frame, s of real time',
+              (0.01, 60)),
     Parameter('cmd_vel_timeout', 0.5,
               'The car stops when the last command is older, s of simulated time', (0.01, 60)),
     Parameter('duration', 0.0,
@@ -85,7 +89,7 @@ class SimulatorNode(Node):
         self._expert = PurePursuit()
         self._score = LaneScore()
         self._twist = (0.0, 0.0)
-        self._commands = 0
+        self._answers = {'image': 0, 'imu': 0}
         self._commanded_ns = 0  # simulated time of the last command
         self._driving_since_ns = 0
         self._judged_ns = 0
@@ -115,7 +119,8 @@ class SimulatorNode(Node):
         command = self.create_subscription(
             TwistStamped, 'cmd_vel', self._on_command, 1, qos_overriding_options=overridable
         )
-        self._command_topic = command.topic_name
+        taken = self.create_subscription(Empty, 'image_taken', self._on_image_taken, 10)
+        self._command_topic, self._taken_topic = command.topic_name, taken.topic_name
         self._imu_message, self._info_message = self._fixed_fields()
 
     # command in -----------------------------------------------------------------------------------
@@ -133,11 +138,14 @@ class SimulatorNode(Node):
             self.get_logger().info('first command received')
         self._twist = twist
         self._world.command(*twist)
-        self._commands += 1
+        self._answers['imu'] += 1
         self._commanded_ns = now_ns
         if self._imu_published:
             self._latencies.append(time.perf_counter() - self._imu_published)
             self._imu_published = 0.0
+
+    def _on_image_taken(self, message: Empty) -> None:
+        self._answers['image'] += 1
 
     # the world's time -----------------------------------------------------------------------------
 
@@ -171,10 +179,12 @@ class SimulatorNode(Node):
             self._clock_publisher.publish(Clock(clock=to_time(event.time_ns)))
             if event.stream == 'image':
                 self._publish_image(sample, event.stamp_ns)
+                if lock_step and self.count_publishers(self._taken_topic):
+                    self._wait_for_answer('image', executor, stop)
                 continue
             self._publish_imu(sample, event.stamp_ns)
             if lock_step:
-                self._wait_for_command(executor, stop)
+                self._wait_for_answer('imu', executor, stop)
             self._judge()
             driven = self._score.duration
             if int(driven) > announced:
@@ -198,15 +208,18 @@ class SimulatorNode(Node):
             )  # fmt: skip
             executor.spin_once(timeout_sec=0.05)
 
-    def _wait_for_command(self, executor: Executor, stop: Stop) -> None:
-        before = self._commands
+    def _wait_for_answer(self, stream: str, executor: Executor, stop: Stop) -> None:
+        before = self._answers[stream]
         deadline = time.monotonic() + self._value['command_deadline']
-        while self._commands == before and not stop:
+        while self._answers[stream] == before and not stop:
             left = deadline - time.monotonic()
             if left <= 0.0:
                 self._missed += 1
+                answer = 'image_taken for the frame'
+                if stream == 'imu':
+                    answer = 'command for the IMU sample'
                 self.get_logger().warning(
-                    f'no command for the IMU sample within {self._value["command_deadline"]} s',
+                    f'no {answer} within {self._value["command_deadline"]} s',
                     throttle_duration_sec=5.0,
                 )
                 return
@@ -282,7 +295,7 @@ class SimulatorNode(Node):
         self.get_logger().info(
             f'drove {score.progress:.1f} m in {score.duration:.1f} s, mean offset '
             f'{100 * score.mean_error:.1f} cm, left the lane {score.leaves} times, '
-            f'{self._missed} commands missed'
+            f'{self._missed} answers missed'
         )
         if self._log is not None:
             try:

@@ -44,6 +44,7 @@ def test_every_endpoint_has_the_promised_quality_of_service(controller, peer) ->
         (subscriptions, 'image', 'sensor_msgs/msg/Image', BEST_EFFORT),
         (subscriptions, 'imu/data', 'sensor_msgs/msg/Imu', BEST_EFFORT),
         (publishers, 'cmd_vel', 'geometry_msgs/msg/TwistStamped', RELIABLE),
+        (publishers, 'image_taken', 'std_msgs/msg/Empty', RELIABLE),
         (publishers, '/diagnostics', 'diagnostic_msgs/msg/DiagnosticArray', RELIABLE),
     ):
         # an endpoint is discovered before the name of its node

@@ -14,6 +14,7 @@ from geometry_msgs.msg import TwistStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, Imu
+from std_msgs.msg import Empty
 
 from lnn_ros import share
 from lnn_ros.sim.track import Track
@@ -198,6 +199,24 @@ def test_lock_step_waits_for_the_answer_to_every_sample(simulator, peer, steer) 
         assert len(imu) == count
         steer(1.0, 0.0)
         peer.until(lambda n=count: len(imu) == n + 1, 'the next sample comes')
+
+
+def test_lock_step_waits_until_each_frame_was_taken(simulator, peer) -> None:
+    peer.collect(Imu, 'imu/data', BEST_EFFORT)
+    images = peer.collect(Image, 'image', BEST_EFFORT)
+    peer.node.create_publisher(TwistStamped, 'cmd_vel', 1)
+    taken = peer.node.create_publisher(Empty, 'image_taken', 10)
+    # IMU samples are 1 s apart: what holds the 30 frames between two of them is the frames' answer
+    simulator(real_time_factor=0.0, imu_rate=1.0, command_deadline=5.0)
+    peer.until(lambda: images and taken.get_subscription_count(), 'it starts', seconds=15.0)
+    for _ in range(5):
+        count = len(images)
+        patience = time.monotonic() + 0.1
+        while time.monotonic() < patience:
+            peer.executor.spin_once(timeout_sec=0.01)
+        assert len(images) == count
+        taken.publish(Empty())
+        peer.until(lambda n=count: len(images) == n + 1, 'the next frame comes', seconds=3.0)
 
 
 def test_lock_step_counts_the_commands_that_do_not_come(simulator, peer, tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ def test_sim_launch_starts_simulator_and_controller_with_typed_parameters(
     }  # fmt: skip
 
 
+def test_sim_launch_remaps_the_topics_of_both_nodes(our_package: Path, tmp_path: Path) -> None:
+    given = {'image': '/cam', 'imu': '/foo', 'cmd_vel': 'base/cmd_vel'}
+    plan = Plan(our_package / 'sim.launch.xml', given, tmp_path, lambda *event: pytest.fail(event))
+    for process in plan.processes:
+        assert process.command[-6:] == (
+            '-r', 'image:=/cam', '-r', 'imu/data:=/foo', '-r', 'cmd_vel:=base/cmd_vel',
+        )  # fmt: skip
+
+
 def test_controller_launch_remaps_its_topics(
     our_package: Path, parameters: ParametersOf, tmp_path: Path
 ) -> None:
