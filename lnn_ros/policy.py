@@ -72,6 +72,7 @@ class ImageContract:
             0.0 <= self.crop_top < self.crop_bottom <= 1.0,
             f'crop [{self.crop_top}, {self.crop_bottom}) must lie in [0, 1]',
         )
+        require(self.crop_bottom - self.crop_top >= 1e-3, 'crop must be at least 0.001 high')
         require(self.scale > 0.0 and self.age_scale > 0.0, 'scale and age_scale must be positive')
         # bounds within which every pixel and every age stays finite in float32
         require(

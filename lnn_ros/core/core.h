@@ -121,6 +121,9 @@ void lnn_reset(lnn_engine *engine);
 /* The interval that ends with the inputs held now. dt in seconds, > 0; 0 when it is not, or has too
  * many sub-steps, and then nothing has changed */
 int lnn_advance(lnn_engine *engine, double dt);
+/* About how many operations lnn_advance takes, and lnn_hold_image; 0 when it refuses. */
+double lnn_advance_work(const lnn_engine *engine, double dt);
+double lnn_image_work(const lnn_engine *engine);
 /* What is held changed without time passing: the next interval begins with it. */
 void lnn_jump(lnn_engine *engine);
 /* fills lnn_engine_outputs; with NaN when the state is not finite */

@@ -473,8 +473,12 @@ static const real *drive(lnn_engine *e)
     else if (e->form == LNN_LIQUID)
         memcpy(e->driven_next, x, (size_t)e->liquid.seen * sizeof(real));
     else
-        for (int64_t i = 0; i < e->synaptic.seen; i++)
-            e->driven_next[i] = e->input_w[i] * x[i] + e->input_b[i];
+        for (int64_t i = 0; i < e->synaptic.seen; i++) {
+            /* an infinite one times the slope 0 of a synapse that is not there would be a NaN */
+            const real value = e->input_w[i] * x[i] + e->input_b[i], most = (real)1e30;
+            const real above = value < -most ? -most : value;
+            e->driven_next[i] = above > most ? most : above;
+        }
     return e->driven_next;
 }
 
@@ -496,13 +500,51 @@ void lnn_jump(lnn_engine *e)
     settle(e);
 }
 
-int lnn_advance(lnn_engine *e, double dt)
+/* Returns 0 when an interval is none, or has too many. */
+static int64_t sub_steps(const lnn_engine *e, double dt)
 {
     /* as numpy_engine.sub_steps: the margin keeps a whole number of steps at that number */
     const double count = ceil(dt / e->max_step * (1.0 - 1e-6));
     if (!(dt > 0 && count <= MOST_SUB_STEPS)) /* false for a NaN, too */
         return 0;
-    int64_t steps = count < (double)e->unfolds ? e->unfolds : (int64_t)count;
+    return count < (double)e->unfolds ? e->unfolds : (int64_t)count;
+}
+
+double lnn_advance_work(const lnn_engine *e, double dt)
+{
+    enum { OF_SYNAPSE = 20 };
+    int64_t once = 0, each = e->lanes;
+    for (int64_t i = 0; i < e->mappings; i++)
+        once += e->mapping[i].inputs * e->mapping[i].outputs;
+    if (e->form == LNN_NEURAL) {
+        once += e->of_input.inputs * e->of_input.outputs;
+        each += e->units * e->lanes;
+    } else if (e->form == LNN_LIQUID) {
+        each += 3 * e->lanes * e->liquid.seen + 2 * e->lanes * e->lanes;
+    } else {
+        const lnn_bundle *sensory = &e->synaptic.sensory, *synapses = &e->synaptic.synapses;
+        each += (sensory->begin[sensory->groups] + synapses->begin[synapses->groups]) * LNN_GROUP *
+                OF_SYNAPSE;
+    }
+    return (double)once + (double)each * (double)sub_steps(e, dt);
+}
+
+double lnn_image_work(const lnn_engine *e)
+{
+    double work = 0;
+    for (int64_t i = 0; i < e->convolutions; i++) {
+        const lnn_convolution_plan *plan = &e->convolution[i];
+        const int64_t pixels = plan->rows * plan->columns;
+        work += (double)pixels * (double)(plan->taps * plan->channels);
+    }
+    return work + (double)(e->map_features.inputs * e->map_features.outputs);
+}
+
+int lnn_advance(lnn_engine *e, double dt)
+{
+    int64_t steps = sub_steps(e, dt);
+    if (!steps)
+        return 0;
     const real *end = drive(e), *start = e->has_start ? e->driven : end;
     if (e->hold == LNN_HOLD_CURRENT)
         start = end;

@@ -22,12 +22,14 @@ from lnn_ros.schema import PolicyError
 F32 = NDArray[np.float32]
 WEIGHTS = ('float32', 'int8')
 _HERE = Path(__file__).parent
-_WORDS = set(  # of C, of GNU C, of string.h and of the runtime itself
+_WORDS = set(  # of C, of GNU C, of its string.h and of the runtime itself
     'auto break case char const continue default do double else enum extern float for goto if '
     'inline int long register restrict return short signed sizeof static struct switch typedef '
     'union unsigned void volatile while asm linux main typeof unix NULL memchr memcmp memcpy '
     'memmove memset strcat strchr strcmp strcoll strcpy strcspn strerror strlen strncat strncmp '
-    'strncpy strpbrk strrchr strspn strstr strtok strxfrm real'.split()
+    'strncpy strpbrk strrchr strspn strstr strtok strxfrm index rindex ffs ffsl ffsll bcmp bcopy '
+    'bzero strdup strndup strnlen stpcpy stpncpy strsep strsignal strcasecmp strncasecmp '
+    'strcasestr strchrnul memccpy memmem mempcpy memrchr real'.split()
 )
 _HOLDS = {  # what it does to an interval's ends, and says
     'current': ('start = end;', 'that of their end'),
@@ -78,6 +80,18 @@ struct NAME_synapses {
 };"""
 
 
+def _elementary(runtime: str, has_encoder: bool) -> str:
+    """Return the functions that a runtime calls: of one that none calls, some compilers warn."""
+    if not has_encoder:
+        runtime = re.sub(r'#if NAME_FEATURES.*?#endif', '', runtime, flags=re.DOTALL)
+    text = (_HERE / 'elementary.h').read_text().replace('#include "core.h"\n\n', '')
+    pattern = r'(?:/\*[^\n]*\*/\n)?static inline real (\w+)\(.*?^}\n\n'
+    for found in reversed(list(re.finditer(pattern, text, re.DOTALL | re.MULTILINE))):
+        if f'{found[1]}(' not in text[found.end() :] + runtime:
+            text = text[: found.start()] + text[found.end() :]
+    return text
+
+
 class _Writer:
     def __init__(self, policy: Policy, name: str, weights: str) -> None:
         self._policy, self._contract, self._name = policy, policy.contract, name
@@ -99,7 +113,9 @@ class _Writer:
             self._array('imu_scale', np.array(contract.imu.scale))
         self._tensors.refuse_leftovers()
         digest = content_sha256(dataclasses.asdict(contract), self._policy.tensors)
-        elementary = (_HERE / 'elementary.h').read_text()
+        runtime = Template((_HERE / 'runtime.c.in').read_text()).substitute(
+            cell=cell, hold=_HOLDS[contract.hold][0]
+        )
         source = '\n'.join(
             [
                 f'/* Made by lnn_ros from the policy with sha256\n * {digest};',
@@ -110,7 +126,7 @@ class _Writer:
                 '',
                 'typedef float real;',
                 '',
-                elementary.replace('#include "core.h"\n\n', ''),
+                _elementary(runtime, bool(contract.encoder)),
                 f'typedef {"int8_t" if self._is_int8 else "float"} NAME_weight;',
                 '',
                 '/* out = scale * (weight x) + bias; weight (outputs, inputs) row by row */',
@@ -128,9 +144,7 @@ class _Writer:
                 '',
                 *self._tables,
                 '',
-                Template((_HERE / 'runtime.c.in').read_text()).substitute(
-                    cell=cell, hold=_HOLDS[contract.hold][0]
-                ),
+                runtime,
             ]
         )
         return self._named(self._header()), self._named(source)

@@ -1,7 +1,7 @@
 /* The Python module lnn_ros.core._core: Engine, Resampler and training scans over the C core.
  *
- * Written out instead of generated (cffi, ctypes) because these calls must keep the GIL: a call
- * that takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
+ * Written out instead of generated (cffi, ctypes) because short calls must keep the GIL: one that
+ * takes a microsecond and lets go of it waits 5 ms or more to get it back whenever another thread
  * computes. Everything that C will read or write is checked here against the sizes it was laid out
  * for; of what does not fit the Python face says what is wrong: an engine asks it to, a resampler
  * answers with False.
@@ -339,6 +339,20 @@ static PyObject *engine_offsets(Engine *self, PyObject *nothing)
                          (Py_ssize_t)((char *)lnn_engine_outputs(self->engine) - start));
 }
 
+/* Operations, about a millisecond of them: what takes more lets go of the GIL, lest a watchdog in
+ * another thread be held up. */
+static const double LONG = 1e7;
+
+#define DO_AND_LET_GO_IF(is_long, what)                                                            \
+    do {                                                                                           \
+        if (is_long) {                                                                             \
+            Py_BEGIN_ALLOW_THREADS what;                                                           \
+            Py_END_ALLOW_THREADS                                                                   \
+        } else {                                                                                   \
+            what;                                                                                  \
+        }                                                                                          \
+    } while (0)
+
 static PyObject *answer(Engine *self, int is_done, const char *method, PyObject *given)
 {
     if (is_done)
@@ -351,7 +365,8 @@ static PyObject *engine_hold_image(Engine *self, PyObject *pixels)
     Py_buffer view;
     int held = 0;
     if (self->image[0] && get_reals(pixels, &view, PyBUF_ND, 3, self->image)) {
-        held = lnn_hold_image(self->engine, view.buf);
+        DO_AND_LET_GO_IF(lnn_image_work(self->engine) > LONG,
+                         held = lnn_hold_image(self->engine, view.buf));
         PyBuffer_Release(&view);
     }
     return answer(self, held, "hold_image", pixels);
@@ -395,7 +410,10 @@ static PyObject *engine_advance(Engine *self, PyObject *seconds)
     const double dt = PyFloat_AsDouble(seconds);
     if (dt == -1.0 && PyErr_Occurred())
         return NULL;
-    return answer(self, lnn_advance(self->engine, dt), "advance", seconds);
+    int advanced;
+    DO_AND_LET_GO_IF(lnn_advance_work(self->engine, dt) > LONG,
+                     advanced = lnn_advance(self->engine, dt));
+    return answer(self, advanced, "advance", seconds);
 }
 
 static PyObject *engine_command(Engine *self, PyObject *nothing)

@@ -120,7 +120,9 @@ static PyObject *resampler_see(Resampler *self, PyObject *args)
     int fits = step >= 0 && (size_t)step >= self->row && length >= self->row &&
                (before == 0 || (length - self->row) / before >= (size_t)step);
     if (fits && get_reals(pixels, &to, PyBUF_WRITABLE | PyBUF_ND, 3, self->shape)) {
-        lnn_see(&self->view, self->kernels, from.buf, (size_t)step, self->scratch, to.buf);
+        DO_AND_LET_GO_IF((double)self->rows_end * (double)self->row > LONG,
+                         lnn_see(&self->view, self->kernels, from.buf, (size_t)step, self->scratch,
+                                 to.buf));
         PyBuffer_Release(&to);
     } else {
         fits = 0;

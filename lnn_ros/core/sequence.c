@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "elementary.h"
+#include "exp2.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define LNN_GUARD 64 /* bytes that must not be touched, after each array */

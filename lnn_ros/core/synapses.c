@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "elementary.h"
+#include "exp2.h"
 
 /* How far from 0 the sources of synapses may be, see kernels.h. */
 static real reach_of(const lnn_synapses *synapses)

@@ -27,6 +27,7 @@ _HEADER = (Struct('>iII'), Struct('<iII'))  # std_msgs/Header: stamp, length of 
 _IMU = (Struct('>104x3d72x3d72x'), Struct('<104x3d72x3d72x'))  # x: orientation and covariances
 _PAIR = (Struct('>II'), Struct('<II'))
 _LENGTH = (Struct('>I'), Struct('<I'))
+_LATEST_NS = 2**31 * NS_PER_S - 1  # in a builtin_interfaces/Time
 
 
 class MessageError(ValueError):
@@ -95,7 +96,7 @@ def twist_writer(frame: str | None) -> Callable[[int, Iterable[float]], bytes]:
     """Return what serializes a geometry_msgs/TwistStamped; a Twist if there is no frame.
 
     It takes a stamp in ns, which a Twist does not carry, and six numbers: linear x, y, z in m/s,
-    then angular x, y, z in rad/s.
+    then angular x, y, z in rad/s. A stamp beyond what a message can hold becomes the nearest one.
     """
     if frame is None:
         pack = Struct('<4s6d').pack
@@ -104,7 +105,8 @@ def twist_writer(frame: str | None) -> Callable[[int, Iterable[float]], bytes]:
     pack_stamped = Struct(f'<4siII{len(name)}s{-(12 + len(name)) % 8}x6d').pack
 
     def write(stamp_ns: int, numbers: Iterable[float]) -> bytes:
-        sec, nanosec = divmod(stamp_ns, NS_PER_S)
+        # a clock that is out of the message's range must not keep a safe command from going out
+        sec, nanosec = divmod(min(max(stamp_ns, 0), _LATEST_NS), NS_PER_S)
         return pack_stamped(_PLAIN_LITTLE, sec, nanosec, len(name), name, *numbers)
 
     return write

@@ -227,6 +227,13 @@ class ControllerNode(LifecycleNode):
     def _finish(self, command: Command | None, stamp_ns: int, is_image: bool, begun: int) -> None:
         step_time = time.perf_counter_ns() - begun
         if command is not None:
+            if step_time > self._watchdog.timeout * NS_PER_S:  # the safe one has gone out by now
+                self.get_logger().error(
+                    f'a command took {step_time / NS_PER_S:.2f} s to compute, longer than '
+                    f'watchdog_timeout {self._watchdog.timeout} s, it is not sent',
+                    throttle_duration_sec=2.0,
+                )
+                command = Command(self._controller.stop(), stamp_ns, Mode.STALE)
             self._commands.publish(command.values)
             self._watchdog.feed()
             if command.mode is not self._mode:

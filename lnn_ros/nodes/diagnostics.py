@@ -74,7 +74,8 @@ class Diagnostics:
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         message = DiagnosticArray(status=[status])
-        message.header.stamp = now.to_msg()
+        if 0 <= now.nanoseconds < 2**31 * NS_PER_S:  # else a message cannot hold it
+            message.header.stamp = now.to_msg()
         self.publisher.publish(message)
         found = troubles(counts - self._counted, self._topics)
         self._counted = counts

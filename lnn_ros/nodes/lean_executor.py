@@ -37,7 +37,7 @@ from rclpy.waitable import NumberOfEntities
 BATCH = 16
 # While messages come, clients, services, QoS events and actions are looked at this often: to wait
 # for all of them at every message would cost more than to take it. Timers are always prompt.
-LOOK_NS = 50_000_000
+LOOK_NS = 20_000_000
 AT_ONCE_NS = 200_000  # a wait that is over in this time did not wait
 
 # What is used of rclpy beyond its documented interface.
@@ -68,6 +68,7 @@ class LeanExecutor(SingleThreadedExecutor):
         self._budget = 0  # messages that may still go before all else
         self._may_be_more = False
         self._rest = False  # the inherited executor has something to do
+        self._in_callback = False
         super().__init__(context=context)
         missing = [name for name in _CLASS_INTERNALS if not hasattr(SingleThreadedExecutor, name)]
         missing += [name for name in _OBJECT_INTERNALS if not hasattr(self, name)]
@@ -131,19 +132,20 @@ class LeanExecutor(SingleThreadedExecutor):
             timeout_sec = cast(float, timeout_sec.timeout)
         timeout = timeout_sec_to_nsec(timeout_sec)  # negative: for ever
         end = time.monotonic_ns() + timeout
+        is_over = False
         while not (self._is_shutdown or wait_condition()):
-            if self._has_unfinished_task():
-                # create_task() was called, or a suspended coroutine blocks its callback group
+            if self._in_callback or self._has_unfinished_task():
+                # A callback that spins itself, or a suspended coroutine, blocks its callback group;
+                # or create_task() was called.
                 self._own = frozenset()
                 self._changed = True
                 self._run_inherited(timeout_sec, wait_condition)
                 return
-            if self._run_ready():
+            if self._run_ready() or is_over:
                 return
             left = timeout if timeout <= 0 else max(end - time.monotonic_ns(), 0)
             self._wait(left)
-            if left == 0 and not (self._ready or self._rest):
-                return
+            is_over = left == 0
 
     # our own --------------------------------------------------------------------------------------
 
@@ -158,6 +160,9 @@ class LeanExecutor(SingleThreadedExecutor):
 
     def _run_ready(self) -> bool:
         """Run one callback of those that the last wait found; False when there is none."""
+        if self._changed:  # of what was found, something may have gone, or its context
+            self._ready.clear()
+            self._may_be_more = False
         while True:
             while self._ready:
                 if self._deliver(self._ready.popleft()):
@@ -189,11 +194,13 @@ class LeanExecutor(SingleThreadedExecutor):
             if self._budget > 0:
                 self._budget -= 1
                 self._may_be_more = True
+            self._in_callback = True
             if subscription._callback_type is _MESSAGE_ONLY:
                 subscription.callback(taken[0])
             else:
                 subscription.callback(*taken)
         finally:
+            self._in_callback = False
             group.ending_execution(subscription)
         return True
 
@@ -203,7 +210,11 @@ class LeanExecutor(SingleThreadedExecutor):
             handler, _, _ = self.wait_for_ready_callbacks(timeout_sec, None, *condition)
         except (ShutdownException, TimeoutException, ConditionReachedException):
             return False
-        handler()
+        was_in_callback, self._in_callback = self._in_callback, True
+        try:
+            handler()
+        finally:
+            self._in_callback = was_in_callback
         error = handler.exception()
         if error is not None:
             raise error
@@ -214,6 +225,8 @@ class LeanExecutor(SingleThreadedExecutor):
         with self._waiting:
             if self._changed or self._wait_set is None:
                 self._let_go()
+                if not self._context.ok():
+                    raise ExternalShutdownException()
                 self._changed = False
                 self._wait_set = _KeptWaitSet(
                     self._context, self.get_nodes(), (self._guard, self._sigint_gc)

@@ -23,14 +23,14 @@ EXECUTOR = Parameter(
 
 
 class Stop:
-    """Becomes true when SIGINT or SIGTERM asks the process to stop.
+    """Becomes true when SIGINT, SIGTERM or SIGHUP (a closed terminal) asks the process to stop.
 
     rclpy's own handler shuts the context down at once, before a safe command could go out.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: object) -> None:
@@ -40,14 +40,24 @@ class Stop:
         return self.asked
 
 
-def guard_services(node: Node) -> None:
-    """Let a request that rclpy cannot serve fail alone.
+def guard(node: Node) -> None:
+    """Let what any peer may send, and rclpy cannot deal with, fail alone.
 
-    An illegal lifecycle transition or a parameter of an unknown type raises out of spin(): any peer
-    could end the node.
+    An illegal lifecycle transition, a parameter of an unknown type or a negative /clock raises out
+    of spin(): any peer could end the node.
     """
     for service in node.services:
         service.callback = partial(_serve, node, service.srv_name, service.callback)
+    for subscription in node.subscriptions:
+        if subscription.topic_name == '/clock':
+            subscription.callback = partial(_take, node, subscription.callback)
+
+
+def _take(node: Node, callback: Callable[[Any], None], message: Any) -> None:
+    try:
+        callback(message)
+    except Exception as error:
+        node.get_logger().error(f'/clock: ignored {message}: {error}', throttle_duration_sec=2.0)
 
 
 def _serve(
@@ -109,7 +119,7 @@ def run(
         except (ParameterException, ValueError, RuntimeError, OSError) as error:
             print(f'not started: {error}', file=sys.stderr)
         else:
-            guard_services(node)
+            guard(node)
             with executor:
                 code = live(node, executor, stop)
                 node.destroy_node()

@@ -117,3 +117,12 @@ def test_written_twist_is_read_by_rclpy_as_the_typed_one(frame):
         data = write(stamp_ns, numbers)
         assert deserialize_message(data, Twist if frame is None else TwistStamped) == message
         assert len(data) == len(serialize_message(message))  # what it pads with is anything
+
+
+@pytest.mark.parametrize(
+    'stamp_ns, sec', [(2**31 * 10**9 + 5, 2**31 - 1), (-5, 0), (2**80, 2**31 - 1)]
+)
+def test_stamp_that_no_message_can_hold_does_not_keep_the_command_back(stamp_ns, sec):
+    data = twist_writer('base_link')(stamp_ns, (0.5, 0.0, 0.0, 0.0, 0.0, 0.0))
+    message = deserialize_message(data, TwistStamped)
+    assert (message.header.stamp.sec, message.twist.linear.x) == (sec, 0.5)

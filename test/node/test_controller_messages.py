@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -242,27 +243,43 @@ def test_watchdog_also_holds_when_only_the_other_stream_goes_on(controller, peer
     peer.until(stopped, 'the watchdog stops it', seconds=2.0)
 
 
+def message(kind: type, ms: int, **fields: Any) -> bytes:
+    message = kind(**fields)
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(10**12 + ms * MS, 1000 * MS)
+    return serialize_message(message)
+
+
+@pytest.fixture
+def in_process(ros, policy, monkeypatch) -> Iterator[Callable[..., Any]]:
+    """Return what makes an active controller in this process, and the list of what it sends."""
+    made = []
+
+    def make(watchdog_timeout: float) -> Any:
+        given = {'policy': policy, 'watchdog_timeout': watchdog_timeout}
+        overrides = [Parameter(name, value=value) for name, value in given.items()]
+        # a namespace, as the next test must not find this one's services
+        node = ControllerNode(namespace='in_process', parameter_overrides=overrides)
+        made.append(node)
+        node.trigger_configure()
+        node.trigger_activate()
+        sent: list[list[float]] = []
+        monkeypatch.setattr(node._commands, 'publish', lambda values: sent.append(values.tolist()))
+        node._on_image(message(Image, 1, height=1, width=1, step=1, encoding='mono8', data=b'x'))
+        for ms in range(2, 10):
+            node._on_imu(message(Imu, ms))
+        return node, sent
+
+    yield make
+    for node in made:
+        node.trigger_shutdown()
+        node.destroy_node()
+
+
 @pytest.mark.parametrize('hangs', [False, True])
 def test_watchdog_waits_for_a_command_that_is_being_made_unless_that_hangs(
-    ros, policy, monkeypatch, hangs
+    in_process, monkeypatch, hangs
 ) -> None:
-    given = {'policy': policy, 'watchdog_timeout': 60.0 if not hangs else 1.0}
-    overrides = [Parameter(name, value=value) for name, value in given.items()]
-    # a namespace, as the next test must not find this one's services
-    node = ControllerNode(namespace='in_process', parameter_overrides=overrides)
-    node.trigger_configure()
-    node.trigger_activate()
-    sent: list[list[float]] = []
-    monkeypatch.setattr(node._commands, 'publish', lambda values: sent.append(values.tolist()))
-
-    def message(kind: type, ms: int, **fields: Any) -> bytes:
-        message = kind(**fields)
-        message.header.stamp.sec, message.header.stamp.nanosec = divmod(10**12 + ms * MS, 1000 * MS)
-        return serialize_message(message)
-
-    node._on_image(message(Image, 1, height=1, width=1, step=1, encoding='mono8', data=b'x'))
-    for ms in range(2, 10):
-        node._on_imu(message(Imu, ms))
+    node, sent = in_process(60.0 if not hangs else 1.0)
     command = node._controller.engine.command
     silence = threading.Thread(target=node._on_silence, args=(1.0,))
 
@@ -286,5 +303,18 @@ def test_watchdog_waits_for_a_command_that_is_being_made_unless_that_hangs(
         monkeypatch.setattr(node._controller.engine, 'command', command)
         node._on_imu(message(Imu, 310))
         assert sent[-1] == safe  # the slew begins there
-    node.trigger_shutdown()
-    node.destroy_node()
+
+
+def test_command_that_took_longer_than_the_watchdog_waits_is_not_sent(
+    in_process, monkeypatch
+) -> None:
+    node, sent = in_process(0.2)
+
+    def late() -> Any:
+        time.sleep(0.3)
+        return np.ones(2)
+
+    monkeypatch.setattr(node._controller.engine, 'command', late)
+    sent.clear()
+    node._on_imu(message(Imu, 300))
+    assert set(map(tuple, sent)) == {tuple(node._controller.limiter.safe.tolist())}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Twist, TwistStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
@@ -146,7 +147,7 @@ def test_there_are_commands_only_while_it_is_active(start, peer, policy, diagnos
     assert len(commands) == count
 
 
-@pytest.mark.parametrize('way', ['deactivate', 'SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('way', ['deactivate', 'SIGINT', 'SIGTERM', 'SIGHUP'])
 def test_safe_command_is_the_last_one_when_it_stops(controller, peer, way: str) -> None:
     node, commands = controller()
     peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
@@ -163,6 +164,29 @@ def test_safe_command_is_the_last_one_when_it_stops(controller, peer, way: str) 
     if way == 'deactivate':
         assert node.end() == 0
     assert not errors(node.text())
+
+
+def test_clock_that_makes_no_sense_neither_ends_it_nor_keeps_the_safe_command_back(
+    controller, peer
+) -> None:
+    node, commands = controller(use_sim_time=True)
+    clock = peer.node.create_publisher(Clock, '/clock', 1)
+
+    def tick(sec: int, nanosec: int = 0) -> None:
+        clock.publish(Clock(clock=Time(sec=sec, nanosec=nanosec)))
+
+    peer.until(lambda: tick(-5) or '/clock: ignored' in node.text(), 'it is refused')
+    peer.drive(lambda: commands and moves(commands[-1]), 'the car moves')
+    latest = 2**31 - 1
+
+    def is_taken() -> bool:
+        tick(latest, 4_000_000_000)
+        peer.drive(lambda: commands, 'a command comes')
+        return commands[-1].header.stamp.sec == latest
+
+    peer.until(is_taken, 'the clock is beyond what a stamp can hold')
+    assert node.end() == 0
+    peer.until(lambda: is_safe(commands[-1]), 'the safe command comes')
 
 
 def test_reset_sends_the_safe_command_and_starts_over(controller, peer, diagnostics) -> None:

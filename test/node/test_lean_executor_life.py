@@ -9,6 +9,7 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy')
 
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup  # noqa: E402
 from rclpy.executors import (  # noqa: E402
     Executor,
     ExternalShutdownException,
@@ -19,6 +20,7 @@ from rclpy.node import Node  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import Imu  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
 
 from lnn_ros.nodes.lean_executor import LeanExecutor  # noqa: E402
 from lnn_ros.nodes.parameters import declare  # noqa: E402
@@ -116,6 +118,26 @@ def test_a_removed_node_is_not_served(node, other, executor, spin_until):
     assert len(ticks) == before
 
 
+def test_a_node_that_its_own_callback_removes_is_served_no_more(
+    node, other, executor, spin_until, connected
+):
+    got = []
+
+    def callback(message):
+        got.append(message)
+        executor.remove_node(node)
+
+    node.create_subscription(Imu, 'imu', callback, RELIABLE)
+    publisher = other.create_publisher(Imu, 'imu', RELIABLE)
+    connected(publisher)
+    for number in range(10):
+        publisher.publish(numbered(number))
+    spin_until(executor, lambda: got)
+    for _ in range(3):
+        executor.spin_once(timeout_sec=0.05)
+    assert len(got) == 1
+
+
 # waiting and ending -------------------------------------------------------------------------------
 
 
@@ -125,6 +147,49 @@ def test_a_timeout_is_kept_and_costs_no_cpu(executor):
     executor.spin_once(timeout_sec=0.3)
     assert 0.29 < time.monotonic() - begun < 1.0
     assert time.thread_time() - cpu < 0.1
+
+
+def test_a_timeout_is_kept_in_a_callback_that_spins_itself(
+    node, other, executor, spin_until, connected
+):
+    client = node.create_client(Trigger, 'nobody', callback_group=MutuallyExclusiveCallbackGroup())
+    took = []
+
+    def callback(message):
+        begun = time.monotonic()
+        future = client.call_async(Trigger.Request())
+        executor.spin_until_future_complete(future, timeout_sec=0.2)
+        executor.spin_once(timeout_sec=0.1)
+        took.append(time.monotonic() - begun)
+
+    node.create_subscription(Imu, 'imu', callback, RELIABLE)
+    publisher = other.create_publisher(Imu, 'imu', RELIABLE)
+    connected(publisher)
+    for number in range(3):
+        publisher.publish(numbered(number))
+    spin_until(executor, lambda: len(took) == 3)  # the others came while the first one spun
+    assert all(0.2 < seconds < 2.0 for seconds in took)
+
+
+def test_no_callback_comes_after_the_end_of_the_context(other, spin_until, connected):
+    context, got = rclpy.Context(), []
+    context.init()
+    node = Node('subject', context=context)
+
+    def callback(message):
+        got.append(message)
+        context.shutdown()
+
+    node.create_subscription(Imu, 'imu', callback, RELIABLE)
+    publisher = other.create_publisher(Imu, 'imu', RELIABLE)
+    connected(publisher)
+    for number in range(5):
+        publisher.publish(numbered(number))
+    with LeanExecutor(context=context) as executor:
+        executor.add_node(node)
+        with pytest.raises(ExternalShutdownException):
+            spin_until(executor, lambda: len(got) > 1)
+    assert len(got) == 1
 
 
 def test_shutdown_from_another_thread_ends_spin(node):

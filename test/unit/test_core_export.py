@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
+import shutil
 import subprocess
 import textwrap
 from collections.abc import Callable
@@ -219,6 +220,31 @@ def test_name_that_is_no_c_identifier_is_refused(name, random_policy, tmp_path) 
 def test_unknown_weights_are_refused(random_policy, tmp_path) -> None:
     with pytest.raises(ValueError, match='float32, int8'):
         export_c(random_policy(), tmp_path, 'robot', 'int4')
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('name', ['gcc', 'clang'])
+def test_source_compiles_without_a_warning(shape, name, random_policy, tmp_path) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f'no {name}')
+    for weights in WEIGHTS:
+        _, source = export_c(random_policy(**SHAPES[shape]), tmp_path, 'robot', weights)
+        command = [name, *STRICT, '-Wconversion', '-c', source, '-o', tmp_path / 'robot.o']
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_sample_too_large_once_scaled_is_refused_and_the_next_one_is_good(
+    random_policy, export
+) -> None:
+    policy = random_policy(**SHAPES['imu_only'])
+    imu = replace(policy.contract.imu, scale=(1e-3,) * 3)
+    exported = export(
+        policy=Policy(replace(policy.contract, imu=imu), policy.tensors), weights='float32'
+    )
+    assert exported.hold_imu(np.full(6, 1e37)) == 0
+    assert exported.hold_imu(np.ones(6)) == 1 and exported.advance(0.01) == 1
+    assert np.isfinite(exported.command()).all()
 
 
 LOOP = """

@@ -125,6 +125,7 @@ def test_small_file_cannot_ask_for_enormous_memory(random_policy, tmp_path) -> N
         (('max_step',), 1e39, 'max_step'),
         (('max_step',), 10**400, 'finite number'),
         (('image', 'scale'), 1e-30, 'scale'),
+        (('image', 'crop_bottom'), 0.25000001, 'crop'),
         (('encoder', 'layers'), [], "'encoder.1.weight' is missing"),
         (('encoder', 'layers', 0, 'kernel'), 15, 'does not fit'),
     ],

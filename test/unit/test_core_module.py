@@ -135,3 +135,35 @@ def test_resampler_refuses_buffers_that_are_too_short(module) -> None:
         (np.zeros(120, np.int8), 20, pixels),
     ):
         assert not resampler.see(data, step, to)
+
+
+def test_long_step_lets_other_threads_run(random_policy, module) -> None:
+    engine = CEngine(random_policy(image=None, units=256), module)
+    engine.hold_imu(np.zeros(6, np.float32))
+    ticks, is_over = [], threading.Event()
+
+    def tick() -> None:
+        while not is_over.wait(0.005):
+            ticks.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    begun = time.monotonic()
+    engine.advance(1500.0)  # 30,000 sub-steps
+    ended = time.monotonic()
+    is_over.set()
+    thread.join()
+    assert ended - begun > 0.05, 'that was not long'
+    assert sum(begun < t < ended for t in ticks) > 3
+
+
+def test_input_that_overflows_does_not_reach_neurons_without_a_synapse(
+    random_policy, module
+) -> None:
+    policy = random_policy(image=None, cell='ltc_synaptic', motors=2, mapping=())
+    policy.tensors['cell.input_w'][:] = 10.0
+    for variant in range(len(module.variants())):
+        engine = CEngine(policy, module, variant)
+        engine.hold_imu(np.full(6, 3e38, np.float32))
+        engine.advance(0.1)
+        assert np.isfinite(engine.state).all()
