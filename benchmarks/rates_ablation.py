@@ -1,14 +1,16 @@
 """What each part of the recipe behind `lnn_ros bench rates` is worth: one change at a time.
 
-    python benchmarks/rates_ablation.py [--seconds N] [--processes N] [--json FILE]
+    python benchmarks/rates_ablation.py [--iterations N] [--processes N] [--json FILE]
 
-Three seeds of each variant at 10 Hz, side by side for the same CPU time. "units" is chosen so that
-the parameter count is the benchmark's, unless the name says otherwise.
+Three seeds of each variant at 10 Hz, side by side for as many iterations, whatever they take: how
+busy the machine is does not show. "units" is chosen so that the parameter count is the benchmark's,
+unless the name says otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 from functools import partial
 from pathlib import Path
@@ -107,20 +109,20 @@ VARIANTS = {
     'synaptic, 26 units as the neural': Contender(
         partial(synaptic, fixed=26), 0.05, is_paced=True
     ),
-    'synaptic, 4 times the CPU time': Contender(synaptic, 0.05, is_paced=True),
+    'synaptic, 4 times the iterations': Contender(synaptic, 0.05, is_paced=True),
     'cfc, 32 units, backbone 128 (9 x parameters)': Contender(big_cfc, 0.005),
     'gru, input mapping': Contender(MappedGRU, 0.06),
     'gru, learning rate 0.01': Contender(partial(GRU, with_dt=False), 0.01),
 }
 
 
-def measure(name: str, seconds: float) -> list[dict[str, object]]:
+def measure(name: str, iterations: int) -> list[dict[str, object]]:
     """Train one variant and return its rows."""
     torch.set_num_threads(1)
-    seconds *= 4 if '4 times' in name else 1
-    effort = rates.Effort(cpu_seconds=seconds, seeds=(0, 1, 2))
+    iterations *= 4 if '4 times' in name else 1
+    effort = rates.Effort(cpu_seconds=math.inf, iterations=iterations, seeds=(0, 1, 2))
     data = rates.Data.make(effort)
-    nets, iterations, _ = rates.train(VARIANTS[name], '10Hz', data, effort)
+    nets, _, seconds = rates.train(VARIANTS[name], '10Hz', data, effort)
     found = {
         metric: [system.nmse(rates.predict(net, samples) * data.scale, samples.y) for net in nets]
         for metric, samples in data.tests.items()
@@ -130,18 +132,18 @@ def measure(name: str, seconds: float) -> list[dict[str, object]]:
     return [
         *(rates.row(name, metric, values) for metric, values in found.items()),
         rates.row(name, '100Hz/10Hz', flat),
-        rates.row(name, 'iterations', [iterations]),
+        rates.row(name, 'CPU s', [seconds], 's'),
         rates.row(name, 'parameters', [exact_param_count(nets[0])]),
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
-    parser.add_argument('--seconds', type=float, default=40.0, help='CPU time of a variant')
+    parser.add_argument('--iterations', type=int, default=900, help='of each variant')
     parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--json', type=Path, help='write the figures to this file')
     options = parser.parse_args()
-    jobs = [(name, options.seconds) for name in VARIANTS]
+    jobs = [(name, options.iterations) for name in VARIANTS]
     with multiprocessing.get_context('spawn').Pool(options.processes) as pool:
         results = pool.starmap(measure, jobs, chunksize=1)
     metrics = [str(r['metric']) for r in results[0]]
@@ -153,7 +155,7 @@ def main() -> None:
     if options.json:
         from lnn_ros.results import write_results
 
-        command = f'python benchmarks/rates_ablation.py --seconds {options.seconds:g}'
+        command = f'python benchmarks/rates_ablation.py --iterations {options.iterations}'
         write_results(options.json, command, (0, 1, 2), [r for own in results for r in own])
 
 

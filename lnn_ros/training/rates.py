@@ -194,7 +194,7 @@ def train(
 
     Adam with a learning rate that rises over the first twentieth and falls to 0 along a cosine, on
     the squared error of scaled outputs; gradients are clipped to norm 1. The schedule goes by CPU
-    time, so that every net has as long as any other.
+    time, so that every net has as long as any other, or by iterations if they are up before it.
     """
     units = contender.units()
     nets = []
@@ -204,8 +204,10 @@ def train(
     together = SideBySide(list(nets), mse_loss, contender.is_paced)
     begun, iteration = time.process_time(), 0
     for u, y, dt in _batches(regime, data, effort):
-        done = (time.process_time() - begun) / effort.cpu_seconds
-        if done >= 1.0 or iteration >= effort.iterations:
+        done = max(
+            (time.process_time() - begun) / effort.cpu_seconds, iteration / effort.iterations
+        )
+        if done >= 1.0:
             break
         learning_rate = contender.learning_rate * schedule(done)
         # a half of the training is enough for it, and the coarse half is cheaper
