@@ -64,7 +64,7 @@ typedef struct {
     real *sums; /* that the gradients are added up in: LNN_SUMS in turn, LNN_LANES per synapse */
 } lnn_wired;
 
-/* Fills everything but `sums`. */
+/* Sorts by target; fills everything but `sums`. */
 void lnn_wire(lnn_wired *wired, const lnn_synapses *synapses);
 
 /* as wide as a real: processors permute registers by such */
