@@ -106,9 +106,7 @@ VARIANTS = {
     'synaptic, ranges for signed inputs': Contender(
         partial(synaptic, signed=True), 0.05, is_paced=True
     ),
-    'synaptic, 26 units as the neural': Contender(
-        partial(synaptic, fixed=26), 0.05, is_paced=True
-    ),
+    'synaptic, 26 units as the neural': Contender(partial(synaptic, fixed=26), 0.05, is_paced=True),
     'synaptic, 4 times the iterations': Contender(synaptic, 0.05, is_paced=True),
     'cfc, 32 units, backbone 128 (9 x parameters)': Contender(big_cfc, 0.005),
     'gru, input mapping': Contender(MappedGRU, 0.06),

@@ -13,17 +13,18 @@ autonomy", Nature Machine Intelligence 2020.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu, softplus
 
 from lnn_ros.liquid.solvers import EXACT, Path, Solver, require
-from lnn_ros.liquid.wiring import Signs, Wiring
+from lnn_ros.liquid.wiring import Signs, Wiring, wiring_from_ncps
 
 
 class Cell(nn.Module):
-    """What all cells share; a subclass gives the three functions that make up its field."""
+    """What all cells share; a subclass gives the functions that make up its field."""
 
     state_dependent = True
     """Whether rate and equilibrium depend on the state."""
@@ -47,8 +48,11 @@ class Cell(nn.Module):
         """Return (1 / liquid time constant in 1/s, equilibrium), both (..., units)."""
         raise NotImplementedError
 
-    def fastest(self) -> Tensor:
-        """Return a bound, in 1/s, on every rate that any input and state can bring about."""
+    def fastest(self, h: Tensor) -> Tensor:
+        """Return what an explicit solver must not step over, in 1/s, (batch, 1).
+
+        A bound on the rate and the slope of the gates, states being as large as h (batch, units).
+        """
         raise NotImplementedError
 
     def read(self, h: Tensor) -> Tensor:
@@ -83,6 +87,7 @@ class Cell(nn.Module):
         batch = h.shape[0]
         for name, value, size in (('u', u, self.inputs), ('h', h, self.units)):
             require_shape(name, value, (batch, size))
+            require_floating(name, value)
         interval = torch.as_tensor(dt, dtype=h.dtype, device=h.device)
         if interval.dim() != 0 and interval.shape != (batch,):
             raise ValueError(
@@ -103,6 +108,12 @@ def require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `value` has this shape."""
     if value.shape != shape:
         raise ValueError(f'{name} has shape {tuple(value.shape)}, must be {shape}')
+
+
+def require_floating(name: str, value: Tensor) -> None:
+    """Raise ValueError for integers: seconds of their type would be whole ones."""
+    if not value.is_floating_point():
+        raise ValueError(f'{name} is {value.dtype}, must be of a floating type')
 
 
 def require_interval(dt: Tensor) -> None:
@@ -171,8 +182,11 @@ class NeuralLTC(Cell):
         opening = 1.0 + f
         return opening * torch.exp(-self.log_tau), (current + f * self.reversal) / opening
 
-    def fastest(self) -> Tensor:
-        return ((1.0 + self.log_gain.exp()) * torch.exp(-self.log_tau)).max()
+    def fastest(self, h: Tensor) -> Tensor:
+        gain = self.log_gain.exp()
+        away = self.reversal.abs() + h.abs().amax(dim=-1, keepdim=True)
+        slope = 0.25 * gain * self.gate_recurrent.abs().sum(dim=1) * away  # of a sigmoid: 1 / 4
+        return ((1.0 + gain + slope) * torch.exp(-self.log_tau)).amax(dim=-1, keepdim=True)
 
 
 def _log_uniform(count: int, tau_range: tuple[float, float]) -> Tensor:
@@ -229,6 +243,12 @@ class Synapses(nn.Module):
         w = softplus(self.raw_w)
         return w.new_zeros(self.targets).index_add(0, self.target, w)
 
+    def steepest(self, size: Tensor) -> Tensor:
+        """Bound the slope of the current by voltages of at most size (..., 1): (..., targets)."""
+        slope = 0.25 * softplus(self.raw_w) * self.sigma.abs() * (self.erev.abs() + size)
+        zeros = slope.new_zeros(*slope.shape[:-1], self.targets)
+        return zeros.index_add(-1, self.target, slope)
+
     def adjacency(self) -> Signs:
         """Return the (sources, targets) matrix of -1, 0, 1 that it was made from."""
         signs = torch.zeros(self.sources, self.targets, dtype=torch.int8)
@@ -254,7 +274,7 @@ class SynapticLTC(Cell):
     positive by softplus whatever an optimiser does.
 
     Args:
-        wiring: there are parameters for its synapses and for no others.
+        wiring: ours or, built, one of ncps; there are parameters for its synapses and no others.
         tau_range: (shortest, longest) time constant in seconds of a neuron whose synapses are all
             half open; the neurons start out spread over it log-uniformly, by their cm. The other
             initial ranges are those of ncps and suit inputs in about 0 ... 1.
@@ -263,10 +283,11 @@ class SynapticLTC(Cell):
 
     def __init__(
         self,
-        wiring: Wiring,
+        wiring: Wiring | Any,
         tau_range: tuple[float, float] = (0.05, 5.0),
         solver: Solver = EXACT,
     ) -> None:
+        wiring = wiring if isinstance(wiring, Wiring) else wiring_from_ncps(wiring)
         super().__init__(wiring.inputs, wiring.units, solver)
         self.synapses = Synapses(wiring.synapses)
         self.sensory = Synapses(wiring.sensory)
@@ -300,9 +321,10 @@ class SynapticLTC(Cell):
         g, current = self.synapses(h, *driven.chunk(2, dim=-1))
         return g / positive(self.raw_cm), current / g
 
-    def fastest(self) -> Tensor:
+    def fastest(self, h: Tensor) -> Tensor:
         g = positive(self.raw_gl) + self.synapses.largest() + self.sensory.largest()
-        return (g / positive(self.raw_cm)).max()
+        slope = self.synapses.steepest(h.abs().amax(dim=-1, keepdim=True))
+        return ((g + slope) / positive(self.raw_cm)).amax(dim=-1, keepdim=True)
 
     def read(self, h: Tensor) -> Tensor:
         return h[..., : self.outputs] * self.output_w + self.output_b
@@ -359,12 +381,7 @@ class LiquidCell(Cell):
 
     state_dependent = False
 
-    def __init__(
-        self,
-        inputs: int,
-        units: int,
-        solver: Solver = EXACT,
-    ) -> None:
+    def __init__(self, inputs: int, units: int, solver: Solver = EXACT) -> None:
         super().__init__(inputs, units, solver)
         self.tau = nn.Linear(inputs, units)
         self.hidden = nn.Linear(inputs, 2 * units)
@@ -378,5 +395,5 @@ class LiquidCell(Cell):
         rate, f = driven.chunk(2, dim=-1)
         return rate, f
 
-    def fastest(self) -> Tensor:
+    def fastest(self, h: Tensor) -> Tensor:
         return self.tau.bias.new_tensor(10.0)

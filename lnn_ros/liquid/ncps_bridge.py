@@ -14,18 +14,7 @@ from torch import Tensor
 
 from lnn_ros.liquid.cells import Synapses, SynapticLTC, assign
 from lnn_ros.liquid.solvers import Solver
-from lnn_ros.liquid.wiring import Wiring
-
-
-def wiring_from_ncps(wiring: Any) -> Wiring:
-    """Return the wiring that a built ncps wiring describes.
-
-    Raises:
-        ValueError: when it was not built yet, so that its sensory synapses are not known.
-    """
-    if not wiring.is_built():
-        raise ValueError('this ncps wiring has no inputs yet: call its build(inputs) first')
-    return Wiring(wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim)
+from lnn_ros.liquid.wiring import wiring_from_ncps
 
 
 @torch.no_grad()
@@ -37,12 +26,16 @@ def from_ncps(module: Any) -> SynapticLTC:
     ncps keeps a number for every pair of neurons; those of synapses that are not there are left.
 
     Raises:
-        ValueError: when it has mixed memory (an LSTM beside it), or weights that must be positive
-            and are not, which ncps allows.
+        ValueError: when it is no LTC, has mixed memory (an LSTM beside it), an epsilon of its own,
+            or weights that must be positive and are not, which ncps allows.
     """
     if getattr(module, 'use_mixed', False):
         raise ValueError('this ncps LTC has mixed memory, an LSTM beside it, which we do not have')
     theirs = getattr(module, 'rnn_cell', module)
+    if not hasattr(theirs, '_ode_unfolds'):
+        raise ValueError(f'{type(module).__name__} is no LTC of ncps')
+    if theirs._epsilon != 1e-8:
+        raise ValueError(f'its epsilon is {theirs._epsilon}, ours is that of ncps, 1e-8')
     cell = SynapticLTC(
         wiring_from_ncps(theirs._wiring),
         solver=Solver('fused', max_step=math.inf, unfolds=theirs._ode_unfolds),

@@ -8,13 +8,16 @@ again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 from torch.nn.functional import softplus
 
 from lnn_ros.core import compiled_module
@@ -47,18 +50,21 @@ class SubSteps:
     last: Tensor
 
     @classmethod
-    def of(cls, dt: Tensor, cell: Cell, solver: Solver, is_solved: bool) -> SubSteps:
+    def of(
+        cls, dt: Tensor, cell: Cell, solver: Solver, is_solved: bool, h: Tensor
+    ) -> SubSteps:
         """Divide intervals (batch, steps), in seconds, as `Solver.advance` does.
 
         Args:
             is_solved: whether a whole interval is one sub-step however long it is.
+            h: (batch, units), where the sequences start.
 
         Raises:
             IntegrationError: when an interval takes more than `max_steps` sub-steps.
         """
         batch, steps = dt.shape
         last = torch.arange(batch * steps)
-        counts, most = (dt, 1) if is_solved else solver.sub_steps(cell, dt)
+        counts, most = (dt, 1) if is_solved else solver.sub_steps(cell, dt, h)
         if most == 1:
             return cls(torch.arange(batch + 1) * steps, None, 0.5, dt.reshape(-1), last)
         count = counts.flatten().long()
@@ -98,13 +104,28 @@ def kernel_of(cell: Cell, solver: str) -> Kernel | None:
     return None
 
 
+_is_in_torch: ContextVar[bool] = ContextVar('is_in_torch', default=False)
+
+
+@contextmanager
+def in_torch() -> Iterator[None]:
+    """Have torch compute what the compiled core would: slower, but differentiable again."""
+    before = _is_in_torch.set(True)
+    try:
+        yield
+    finally:
+        _is_in_torch.reset(before)
+
+
 def covers(*tensors: Tensor) -> bool:
     """Return whether the compiled core can compute with these: plain ones, in the CPU's memory.
 
     Of torch.func's transforms it takes vmap alone.
     """
     dtype = tensors[0].dtype
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or _is_in_torch.get():
+        return False
+    if torch.is_autocast_enabled('cpu') or forward_ad._current_level >= 0 or 0 in tensors[0].shape:
         return False
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
@@ -161,6 +182,15 @@ def _like(tensors: Any) -> tuple[Tensor, ...]:
 # The functions take the wiring before all that has a gradient: torch.vmap hands it out by seed too.
 
 
+def _refuse_another_derivative() -> None:
+    """Raise where the gradient is to be differentiated: torch would take it for a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            'the gradients of the compiled core cannot be differentiated again (create_graph): '
+            'compute the states under `with lnn_ros.liquid.scan.in_torch():`'
+        )
+
+
 @dataclass(frozen=True)
 class _Plan:
     form: int
@@ -205,8 +235,8 @@ class _Scan(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:], output[inputs[0].steps.interval is not None])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_ends: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        _refuse_another_derivative()
         if of_ends is None:
             return (None,) * len(ctx.saved_tensors)
         *given, states = ctx.saved_tensors
@@ -238,10 +268,11 @@ class _Open(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, of_out: Tensor) -> tuple[Tensor | None, ...]:
-        source, target, x, base, *numbers = _arrays(ctx.saved_tensors)
-        of = _like(ctx.saved_tensors[2:])
+        _refuse_another_derivative()
+        saved = ctx.saved_tensors  # once: a checkpoint gives them out one time only
+        source, target, x, base, *numbers = _arrays(saved)
+        of = _like(saved[2:])
         (out,) = _arrays((of_out,))
         compiled_module(_MODULES[of_out.dtype]).open_synapses(
             _FASTEST, x, base, out, (source, target), tuple(numbers),

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from lnn_ros.liquid import scan
-from lnn_ros.liquid.cells import Cell, require_finite, require_interval, require_shape
+from lnn_ros.liquid.cells import (
+    Cell,
+    require_finite,
+    require_floating,
+    require_interval,
+    require_shape,
+)
 from lnn_ros.liquid.solvers import Solver, require
 from lnn_ros.policy import HOLDS
 
@@ -29,6 +35,7 @@ def intervals(u: Tensor, dt: float | Tensor | None, stamps_ns: Tensor | None) ->
         ValueError: unless there is exactly one of the two, of this shape and type, and every
             interval is finite and greater than 0.
     """
+    require_floating('u', u)
     batch, steps = u.shape[:2]
     if (dt is None) == (stamps_ns is None):
         raise ValueError('give dt in seconds or stamps_ns in nanoseconds, and not both')
@@ -115,6 +122,8 @@ def unroll(
     """
     if hold not in HOLDS:
         raise ValueError(f"hold is '{hold}', must be one of {', '.join(HOLDS)}")
+    if u.dim() != 3:
+        raise ValueError(f'u has shape {tuple(u.shape)}, must be (batch, steps, {cell.inputs})')
     require_shape('u', u, (*u.shape[:2], cell.inputs))
     batch, steps = u.shape[:2]
     if steps < 1:
@@ -124,9 +133,14 @@ def unroll(
     if h is None:
         h = u.new_zeros(batch, cell.units)
     require_shape('h', h, (batch, cell.units))
+    require_floating('h', h)
     require(torch.isfinite(h), h, 'the state has values that are not finite ({})')
 
-    first = u[:, 0] if before is None else torch.where(torch.isnan(before), u[:, 0], before)
+    first = u[:, 0]
+    if before is not None:
+        require_shape('before', before, (batch, cell.inputs))
+        require(~torch.isinf(before), before, 'before has values that are infinite ({})')
+        first = torch.where(torch.isnan(before), first, before)
     return integrate(cell, cell.solver, u, first, seconds, h, hold)
 
 
@@ -172,7 +186,7 @@ def _in_core(
     hold: str,
 ) -> Tensor:
     is_solved = hold != 'linear' and not cell.state_dependent
-    steps = scan.SubSteps.of(dt, cell, solver, is_solved)
+    steps = scan.SubSteps.of(dt, cell, solver, is_solved, h)
     acting = earlier.flatten(0, 1)
     if hold == 'linear':  # frozen at the middle of each sub-step, as `exact` and `fused` do
         end = u.flatten(0, 1)

@@ -37,8 +37,8 @@ class Field(Protocol):
     def field(self, driven: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return (rate in 1/s, equilibrium), both (batch, units)."""
 
-    def fastest(self) -> Tensor:
-        """Return a bound, in 1/s, on every rate that any input and state can bring about."""
+    def fastest(self, h: Tensor) -> Tensor:
+        """Return what an explicit solver must not step over, in 1/s, (batch, 1)."""
 
 
 class IntegrationError(ArithmeticError):
@@ -82,6 +82,9 @@ class Solver:
             raise ValueError(f"solver is '{self.name}', must be one of {', '.join(SOLVERS)}")
         if not self.max_step > 0.0:
             raise ValueError(f'max_step is {self.max_step} s, but it must be greater than 0 s')
+        for name in ('unfolds', 'max_steps'):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f'{name} is {getattr(self, name)}, must be a whole number')
         if not 1 <= self.unfolds <= self.max_steps:
             raise ValueError(
                 f'unfolds is {self.unfolds}, must be from 1 to max_steps, {self.max_steps}'
@@ -111,7 +114,7 @@ class Solver:
         rule = _RULES[self.name]
         if self.name == 'exact' and not cell.state_dependent and not callable(driven):
             return rule(_during(cell, driven, dt, dt), h, dt)
-        steps, most = self.sub_steps(cell, dt)
+        steps, most = self.sub_steps(cell, dt, h)
         step = dt / steps
         for i in range(most):
             after = rule(_during(cell, driven, i / steps, 1.0 / steps), h, step)
@@ -119,12 +122,13 @@ class Solver:
             h = after if most == 1 else torch.where(i < steps, after, h)
         return h
 
-    def sub_steps(self, cell: Field, dt: Tensor) -> tuple[Tensor, int]:
+    def sub_steps(self, cell: Field, dt: Tensor, h: Tensor) -> tuple[Tensor, int]:
         """Return how many equal sub-steps each interval takes, as floats, and the most of them.
 
         Args:
             cell: has the field; only the explicit methods look at it.
             dt: seconds, any shape.
+            h: (batch, units), the states; only the explicit methods look at their size.
 
         Raises:
             IntegrationError: when an interval takes more than `max_steps` sub-steps.
@@ -132,9 +136,10 @@ class Solver:
         # the margin keeps a dt of a whole number of steps at that number whatever the precision
         steps = torch.ceil(dt.detach() * ((1.0 - 1e-6) / self.max_step)).clamp_(min=self.unfolds)
         if self.name in _STABLE:
-            # Half of the way to the limit: at the limit itself an error never dies out, and the
-            # slope of the gates adds to the rate. Euler then stays within the state bounds too.
-            stable = torch.ceil(dt.detach() * cell.fastest().detach() / (0.5 * _STABLE[self.name]))
+            # Half of the way to the limit: at the limit itself an error never dies out. Euler then
+            # stays within the state bounds too.
+            fastest = cell.fastest(h).detach()
+            stable = torch.ceil(dt.detach() * fastest / (0.5 * _STABLE[self.name]))
             steps = torch.maximum(steps, stable)
         return steps, self._most(steps, dt)
 
@@ -142,14 +147,24 @@ class Solver:
         """Return how often to loop, after refusing what needs more than `max_steps`."""
         if math.isinf(self.max_step) and self.name not in _STABLE:
             return self.unfolds
+        if torch.compiler.is_exporting() and self.max_steps > _MOST_EXPORTED:
+            raise ValueError(
+                f'max_steps is {self.max_steps}, and an exported graph holds that many sub-steps: '
+                f'export a solver with at most {_MOST_EXPORTED}'
+            )
+        if steps.numel() == 0:
+            return 1
         require(
             steps <= self.max_steps,
             dt,
             f'{self.name}: an interval of {{}} s takes more than max_steps = {self.max_steps} '
-            'sub-steps; allow more, raise max_step, or use exact if the field is fast',
+            f'sub-steps; allow more{self._way_out()}',
             IntegrationError,
         )
         return self.max_steps if torch.compiler.is_exporting() else int(steps.max())
+
+    def _way_out(self) -> str:
+        return ', or use exact' if self.name in _STABLE else ' or raise max_step'
 
     def _dopri5(self, cell: Field, driven: Tensor | Path, h: Tensor, dt: Tensor) -> Tensor:
         """Integrate each sample with sub-steps of its own.
@@ -157,9 +172,15 @@ class Solver:
         The sub-steps count as constants in gradients; the last one, which ends the interval,
         carries the gradient with respect to dt.
         """
+        eps = torch.finfo(h.dtype).eps
+        if max(self.rtol, self.atol) < 8.0 * eps:
+            raise IntegrationError(
+                f'dopri5: rtol {self.rtol:g} and atol {self.atol:g} are below what {h.dtype} can '
+                f'hold, {8.0 * eps:.1g}; allow a larger error or use float64'
+            )
         end = dt.detach()
         longest = (end / self.unfolds).clamp(max=self.max_step)
-        step = torch.minimum(longest, 0.5 / cell.fastest().detach())
+        step = torch.minimum(longest, 0.5 / cell.fastest(h).detach())
         time = torch.zeros_like(end)
         done = end <= 0.0
         whole = torch.where(done, 1.0, dt)
@@ -250,6 +271,8 @@ SOLVERS = (*_RULES, 'dopri5')
 
 EXACT = Solver()
 """The default; docs/network.md says what each solver costs and how far it is off."""
+
+_MOST_EXPORTED = 100
 
 _STABLE = {'euler': 2.0, 'midpoint': 2.0, 'rk4': 2.785}
 """Largest stable product of sub-step and rate of the explicit methods on dh/dt = -rate h."""

@@ -58,6 +58,19 @@ class Wiring:
         }
 
 
+def wiring_from_ncps(wiring: Any) -> Wiring:
+    """Return the wiring that a built ncps wiring describes.
+
+    Raises:
+        ValueError: when it is none, or was not built yet: its sensory synapses are not known then.
+    """
+    if not hasattr(wiring, 'sensory_adjacency_matrix'):
+        raise ValueError(f'{type(wiring).__name__} is no wiring, ours or of ncps')
+    if not wiring.is_built():
+        raise ValueError('this ncps wiring has no inputs yet: call its build(inputs) first')
+    return Wiring(wiring.adjacency_matrix, wiring.sensory_adjacency_matrix, wiring.output_dim)
+
+
 def _signs(name: str, matrix: ArrayLike) -> Signs:
     signs = np.asarray(matrix)
     if signs.ndim != 2 or signs.size == 0:
@@ -94,7 +107,7 @@ class FullyConnected(Wiring):
         sensory = np.zeros((inputs, units), np.int8)
         for before, after in np.ndindex(inputs, units):
             sensory[before, after] = _mostly_excitatory(rng)
-        super().__init__(synapses, sensory, outputs or units)
+        super().__init__(synapses, sensory, units if outputs is None else outputs)
 
 
 class Random(Wiring):
@@ -124,7 +137,7 @@ class Random(Wiring):
         for before, after in _places(rng, inputs, units, sparsity):
             _mostly_excitatory(rng)  # ncps draws a sensory polarity twice and keeps the second
             sensory[before, after] = _mostly_excitatory(rng)
-        super().__init__(synapses, sensory, outputs or units)
+        super().__init__(synapses, sensory, units if outputs is None else outputs)
 
 
 def _mostly_excitatory(rng: np.random.Generator) -> int:
@@ -185,7 +198,7 @@ class NCP(Wiring):
         sensory = np.zeros((inputs, units), np.int8)
 
         _fan(rng, sensory, sensors, inters, sensory_fanout)
-        _fan(rng, synapses, inters, commands, inter_fanout)
+        _fan(rng, synapses, inters, commands, inter_fanout, command)  # as ncps has it
         for _ in range(recurrent_command):
             before, after = rng.choice(commands), rng.choice(commands)
             synapses[before, after] = rng.choice((-1, 1))
@@ -194,11 +207,17 @@ class NCP(Wiring):
 
 
 def _fan(
-    rng: np.random.RandomState, signs: Signs, near: Sequence[int], far: Sequence[int], fan: int
+    rng: np.random.RandomState,
+    signs: Signs,
+    near: Sequence[int],
+    far: Sequence[int],
+    fan: int,
+    most: int | None = None,
 ) -> None:
     """Connect each of `near` with `fan` of `far`, then those of `far` that were left out.
 
-    `signs` is (near, far): pass its transpose where the synapses lead from far to near.
+    These get the mean number of synapses, at most `most`. `signs` is (near, far): pass its
+    transpose where the synapses lead from far to near.
     """
 
     def connect(pairs: Iterable[tuple[int, int]]) -> None:
@@ -210,7 +229,7 @@ def _fan(
         chosen = rng.choice(far, size=fan, replace=False)
         connect((here, there) for there in chosen)
         left_out = [there for there in left_out if there not in chosen]
-    mean = int(np.clip(len(near) * fan // len(far), 1, len(near)))
+    mean = int(np.clip(len(near) * fan // len(far), 1, most or len(near)))
     for there in left_out:
         connect((here, there) for here in rng.choice(near, size=mean, replace=False))
 

@@ -23,9 +23,10 @@ from lnn_ros.core import Engine, compiled_module
 from lnn_ros.core.numpy_engine import NumpyEngine
 from lnn_ros.core.view import NumpyResampler, Spans, View
 from lnn_ros.liquid.cells import Cell, NeuralLTC
-from lnn_ros.liquid.ncps_bridge import from_ncps, wiring_from_ncps
+from lnn_ros.liquid.ncps_bridge import from_ncps
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.sequence import unroll
+from lnn_ros.liquid.wiring import wiring_from_ncps
 from lnn_ros.observation import ImageReader
 from lnn_ros.policy import (
     IMU_FIELDS,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lnn_ros.core import open_engine
+from lnn_ros.liquid.cells import SynapticLTC
 from lnn_ros.liquid.ncps_bridge import from_ncps, to_ncps
 from lnn_ros.liquid.policy_network import PolicyNetwork
 from lnn_ros.liquid.sequence import unroll
@@ -181,3 +182,15 @@ def test_ltc_of_ncps_runs_in_a_policy_without_torch(make_contract):
         engine.advance(dt[k])
         wanted = (low + high) / 2 + raw[k] * (high - low) / 2
         np.testing.assert_allclose(engine.command(), wanted, atol=1e-5)
+
+
+def test_ncps_wiring_makes_a_cell_and_what_is_none_is_refused():
+    wiring = ncps_wirings.AutoNCP(12, 2)
+    wiring.build(3)
+    assert SynapticLTC(wiring).wiring.count > 0
+    with pytest.raises(ValueError, match='no wiring, ours or of ncps'):
+        SynapticLTC([1, 2])
+    with pytest.raises(ValueError, match='epsilon is 0.01'):
+        from_ncps(ncps_torch.LTC(3, wiring, epsilon=1e-2))
+    with pytest.raises(ValueError, match='CfC is no LTC'):
+        from_ncps(ncps_torch.CfC(3, 8))

@@ -214,7 +214,7 @@ def test_one_step_can_be_exported(cell, hold):
 
 @pytest.mark.parametrize('solver', SOLVERS)
 def test_cell_can_be_exported_under_every_solver(solver, make_cell):
-    cell = make_cell('neural', solver=Solver(solver, max_steps=4, rtol=0.1, atol=0.1))
+    cell = make_cell('neural', solver=Solver(solver, max_steps=16, rtol=0.1, atol=0.1))
     arguments = [torch.rand(2, 3), torch.rand(2, 7), torch.tensor([0.01, 0.07])]
     arguments = tuple(argument.double() for argument in arguments)
     exported = torch.export.export(cell, arguments).module()

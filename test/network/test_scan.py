@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from lnn_ros.liquid import scan
 from lnn_ros.liquid.cells import LiquidCell, NeuralLTC, SynapticLTC
@@ -237,17 +238,6 @@ def test_states_whose_gradient_is_cut_off_have_none():
     assert cell.synapses.mu.grad is None
 
 
-def test_second_derivative_is_refused_not_wrong():
-    cell = make('neural', Solver())
-    u, dt, h, _ = sequence(cell, 2)
-    u.requires_grad_()
-    (first,) = torch.autograd.grad(
-        unroll(cell, u, dt + 0.01, h).square().sum(), u, create_graph=True
-    )
-    with pytest.raises(RuntimeError, match='once_differentiable'):
-        first.sum().backward()
-
-
 def test_interval_of_too_many_sub_steps_is_refused():
     cell = make('neural', Solver(max_step=0.1, max_steps=5))
     with pytest.raises(IntegrationError, match=r'an interval of 0\.8 s takes more than max_steps'):
@@ -291,3 +281,32 @@ def test_other_threads_run_during_a_pass():
             thread.join()
     # a pass of some 15 ms that kept the GIL would let it run once per pass, some 20 times
     assert during > 60
+
+
+@pytest.mark.parametrize('form', ['neural', 'autoncp', 'liquid'])
+def test_gradient_is_differentiated_again_by_torch_alone_and_never_wrongly(form):
+    cell = make(form, Solver())
+    u = torch.rand(2, 4, cell.inputs, dtype=torch.float64, requires_grad=True)
+
+    def second(states):
+        (first,) = torch.autograd.grad(states.square().sum(), u, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), u)[0]
+
+    with pytest.raises(RuntimeError, match='cannot be differentiated again'):
+        second(unroll(cell, u, 0.1))
+    with scan.in_torch():
+        found = second(unroll(cell, u, 0.1))
+    assert torch.isfinite(found).all() and found.abs().max() > 0.0
+
+
+@pytest.mark.parametrize('form', ['neural', 'autoncp', 'liquid'])
+def test_checkpoint_recomputes_and_autocast_and_tangents_are_left_to_torch(form):
+    cell = make(form, Solver()).float()
+    u = torch.rand(2, 4, cell.inputs, requires_grad=True)
+    expected = torch.autograd.grad(unroll(cell, u, 0.1).sum(), u)[0]
+    checkpointed = checkpoint(lambda u: unroll(cell, u, 0.1), u, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(checkpointed.sum(), u)[0], expected)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not scan.covers(u)
+    with torch.autograd.forward_ad.dual_level():
+        assert not scan.covers(u)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -146,3 +148,24 @@ def test_sequence_that_does_not_fit_is_refused_by_name(options, text, make_cell)
     arguments = {'u': example()[0], 'dt': 0.1, **options}
     with pytest.raises(ValueError, match=text):
         unroll(make_cell('neural'), **arguments)
+
+
+@pytest.mark.parametrize(
+    'options, text',
+    [
+        ({'u': torch.ones(2, 4, 3, dtype=torch.int64)}, 'u is torch.int64'),
+        ({'h': torch.zeros(2, 7, dtype=torch.int64)}, 'h is torch.int64'),
+        ({'u': torch.ones(4, 3, dtype=torch.float64)}, r'must be \(batch, steps, 3\)'),
+        ({'before': torch.full((2, 3), math.inf, dtype=torch.float64)}, 'before has values'),
+        ({'before': torch.zeros(3, dtype=torch.float64)}, r'before has shape \(3,\)'),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(options, text, make_cell):
+    given = {'u': torch.ones(2, 4, 3, dtype=torch.float64), **options}
+    with pytest.raises(ValueError, match=text):
+        unroll(make_cell('neural'), given.pop('u'), 0.1, **given)
+
+
+def test_batch_of_none_gives_none(kind, make_cell):
+    states = unroll(make_cell(kind), torch.zeros(0, 4, 3, dtype=torch.float64), 0.1)
+    assert states.shape == (0, 4, 7)

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from lnn_ros.liquid.cells import SynapticLTC
-from lnn_ros.liquid.ncps_bridge import wiring_from_ncps
 from lnn_ros.liquid.solvers import Solver
-from lnn_ros.liquid.wiring import NCP, AutoNCP, FullyConnected, Random, Wiring
+from lnn_ros.liquid.wiring import NCP, AutoNCP, FullyConnected, Random, Wiring, wiring_from_ncps
 
 ncps_wirings = pytest.importorskip('ncps.wirings')
 
@@ -139,3 +138,15 @@ def test_ncp_leads_from_inputs_by_inter_and_command_to_motor_neurons(wiring):
 def test_wiring_that_cannot_be_is_refused_by_name(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_repair_of_neurons_that_were_left_out_is_clipped_as_in_ncps():
+    ncps_wirings = pytest.importorskip('ncps.wirings')
+    theirs = ncps_wirings.NCP(6, 2, 6, 4, 1, 2, 1, seed=1462)
+    theirs.build(4)
+    assert same(wiring_from_ncps(theirs), NCP(4, 6, 2, 6, 4, 1, 2, 1, seed=1462))
+
+
+def test_no_outputs_are_refused_and_not_taken_for_all():
+    with pytest.raises(ValueError, match='outputs is 0'):
+        FullyConnected(3, 5, 0)
