@@ -166,6 +166,25 @@ def test_safe_command_is_the_last_one_when_it_stops(controller, peer, way: str) 
     assert not errors(node.text())
 
 
+def test_shipped_yaml_sets_what_it_says_once_ros_has_read_it(
+    controller, peer, policy, tmp_path
+) -> None:
+    text = (share.share_directory() / 'config' / 'controller.yaml').read_text()
+    for old, new in (
+        *(('min: .nan', 'min: 0.0'), ('max: .nan', 'max: 0.5')),
+        *(("policy: ''", f'policy: {policy}'), ('autostart: false', 'autostart: true')),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / 'narrow.yaml'
+    file.write_text(text)
+    node, _ = controller('--params-file', str(file))
+    kept, _ = peer.parameters('/controller')
+    for axis in ('linear.x', 'angular.z'):
+        assert (kept[f'limits.{axis}.min'], kept[f'limits.{axis}.max']) == (0.0, 0.5)
+    assert 'there is no parameter' not in node.text()
+
+
 def test_clock_that_makes_no_sense_neither_ends_it_nor_keeps_the_safe_command_back(
     controller, peer
 ) -> None:
