@@ -243,10 +243,11 @@ INLINE void add_folded(real *sums, const strip *x)
     const strip early = MIX(x[0], x[1], FIRST_TWO_IN_TURN) + MIX(x[0], x[1], LAST_TWO_IN_TURN);
     const strip late = MIX(x[2], x[3], FIRST_TWO_IN_TURN) + MIX(x[2], x[3], LAST_TWO_IN_TURN);
     const strip all = MIX(early, late, FIRST_TWO) + MIX(early, late, LAST_TWO);
-    lanes parts[STRIP / LNN_LANES];
+    lanes parts[STRIP / LNN_LANES], total = CONST_AT(lanes, sums);
     memcpy(parts, &all, sizeof all);
     for (int k = 0; k < STRIP / LNN_LANES; k++)
-        AT(lanes, sums) += parts[k];
+        total += parts[k];
+    AT(lanes, sums) = total;
 }
 
 /* Back through `conduct`: of_x gets the sources' share, wired->sums that of the parameters. */
@@ -415,8 +416,8 @@ INLINE void synaptic_back_tile(const lnn_scan_plan *plan, int64_t first, int64_t
                 of_input[l] += of_g[l];
                 of_input[size + l] += of_current[l];
             }
-            for (int l = 0; l < wide; l++)
-                of_rate[l % LNN_LANES] += of_rate_at[l];
+            for (int l = 0; l < wide; l += LNN_LANES)
+                AT(lanes, of_rate) += CONST_AT(lanes, of_rate_at + l);
             conduct_back(&plan->wired, i, h, of_g, of_current, plan->opened, next, wide);
         }
         for (int l = 0; l < count; l++)
