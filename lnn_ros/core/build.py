@@ -15,7 +15,6 @@ MODULE = ('module.c', *SOURCES)
 INCLUDED = (
     'core.h',
     'elementary.h',
-    'exp2.h',
     'kernels.h',
     'kernels_cells.c',
     'kernels_scan.c',

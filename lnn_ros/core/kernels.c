@@ -1,7 +1,7 @@
 /* The inner loops for any processor; kernels_v3.c and kernels_v4.c compile this file again. */
 #include "kernels.h"
 
-#include "exp2.h"
+#include "elementary.h"
 
 #ifndef LNN_VARIANT
 #define LNN_VARIANT lnn_kernels_baseline

@@ -55,12 +55,19 @@ typedef struct {
     real *gain, *reversal, *rate;
 } lnn_neural_ltc_plan;
 
+/* Largest exponents, in size, of the inner loops' powers of 2. */
+#ifdef LNN_DOUBLE
+#define LNN_EXP2_MOST 1020.0
+#else
+#define LNN_EXP2_MOST 124.0f
+#endif
+
 /* Synapses sorted by target: those into target i are begin[i] ... begin[i + 1]. */
 typedef struct {
     int64_t targets, sources;
     int64_t *begin, *source; /* begin: (targets + 2), of which one is scratch */
     real *steep, *sigma, *mu, *w, *current; /* steep = -sigma / ln 2, current = w erev */
-    real reach; /* sources within -reach ... reach keep exponents where lnn_exp2_within is good */
+    real reach; /* sources within -reach ... reach keep exponents within LNN_EXP2_MOST */
     real *sums; /* that the gradients are added up in: LNN_SUMS in turn, LNN_LANES per synapse */
 } lnn_wired;
 

@@ -11,7 +11,7 @@ static inline const real *input_at(const real *from, const real *to, real fracti
     return middle;
 }
 
-/* Whether no synapse's exponent can leave the range of lnn_exp2_within: clamping each of them would
+/* Whether no synapse's exponent can leave the range of exp2_within: clamping each of them would
  * be a fifth of all work. */
 static inline int all_within(const real *x, int64_t count, real reach)
 {
@@ -21,8 +21,35 @@ static inline int all_within(const real *x, int64_t count, real reach)
     return !outside;
 }
 
+/* 2^y where |y| <= LNN_EXP2_MOST, with a relative error below 1.8e-7 in float: the caller clamps. */
+#ifdef LNN_DOUBLE
+enum { EXP2_TERMS = 13 };
+static const real exp2_terms[EXP2_TERMS] = { /* of exp(f ln 2), Taylor again */
+    1.36914888539041281e-12, 2.56784359934882055e-11, 4.44553827187081162e-10,
+    7.05491162080112336e-09, 1.01780860092396999e-07, 1.32154867901443095e-06,
+    1.52527338040598411e-05, 1.54035303933816088e-04, 1.33335581464284433e-03,
+    9.61812910762847688e-03, 5.55041086648215831e-02, 2.40226506959100722e-01,
+    6.93147180559945286e-01,
+};
+#else
+enum { EXP2_TERMS = 5 };
+static const real exp2_terms[EXP2_TERMS] = { /* minimax with 1 for f = 0: 9.2e-8 of 2^f */
+    1.326472720684662e-3f, 9.671512652607930e-3f, 5.550733743347280e-2f,
+    2.402224208517665e-1f, 6.931469775990393e-1f,
+};
+#endif
 typedef lnn_bits vector_bits __attribute__((vector_size(LNN_REGISTER)));
-LNN_DEFINE_EXP2(exp2_vector, vector, vector_bits)
+
+static inline __attribute__((always_inline)) vector exp2_within(vector y)
+{
+    const vector shifted = y + (real)LNN_ROUND, f = y - (shifted - (real)LNN_ROUND);
+    vector p = f * exp2_terms[0] + exp2_terms[1];
+    for (int k = 2; k < EXP2_TERMS; k++)
+        p = p * f + exp2_terms[k];
+    p = p * f + (real)1.0;
+    /* what is above the low bits of `shifted` is shifted out */
+    return (vector)((vector_bits)p + ((vector_bits)shifted << LNN_MANTISSA));
+}
 
 static inline vector either(mask which, vector yes, vector no)
 {
@@ -39,7 +66,7 @@ static inline __attribute__((always_inline)) vector open_at(vector x, vector mu,
         y = either(y < -most, -most, y);
         y = either(y > most, most, y);
     }
-    return (real)1.0 / ((real)1.0 + exp2_vector(y));
+    return (real)1.0 / ((real)1.0 + exp2_within(y));
 }
 
 /* Whether this variant finds its sources in two registers by one instruction. */

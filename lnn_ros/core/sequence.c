@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#include "exp2.h"
-
 #if defined(__SANITIZE_ADDRESS__)
 #define LNN_GUARD 64 /* bytes that must not be touched, after each array */
 void __asan_poison_memory_region(const volatile void *, size_t);

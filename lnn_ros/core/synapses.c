@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#include "exp2.h"
+#include "elementary.h"
 
 /* How far from 0 the sources of synapses may be, see kernels.h. */
 static real reach_of(const lnn_synapses *synapses)
